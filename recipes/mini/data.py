@@ -1,0 +1,217 @@
+"""Make the pictures and captions that mini is trained on: `python recipes/mini/data.py OUT`.
+
+Needs npm (for the downloads) and resvg-py. OUT receives images/*.png, captions.jsonl,
+held_out.jsonl (pairs of style and thing kept from training) and eval/ (white references).
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from captions import caption_composed, caption_plain
+from PIL import Image, ImageOps
+from scenes import (
+    COLOURS,
+    PLACES,
+    choose_colours,
+    draw_scene,
+    place_plain,
+    place_standing,
+    with_face,
+)
+from sources import Thing, fetch, read_art, read_things, slug
+
+LISTING = Path(__file__).with_name("things.txt")
+STYLES = ("3D", "flat")
+COLOURED_PLACEMENTS = 4
+HELD_OUT_SHARE = 0.05
+# Always trained on in both styles: the prompts of the model card are made of them.
+KEPT = frozenset(
+    "cactus|red apple|green apple|cat|cat face|dog|house|house with garden|automobile|"
+    "evergreen tree|deciduous tree|palm tree|sun|sun with face|fish|tropical fish|desert|"
+    "grinning face|smiling face|star|crescent moon|rocket|pizza".split("|")
+)
+FACED = (
+    "red apple|lemon|tomato|potato|egg|cloud|balloon|star|tangerine|pear|peach|onion|"
+    "droplet|mushroom|pineapple|banana|eggplant|light bulb|full moon"
+).split("|")
+# x, y, width of the face as parts of the art's frame, where its middle is no good place.
+FACE_ANCHORS = {
+    "cactus": (0.52, 0.27, 0.28),
+    "mushroom": (0.5, 0.74, 0.26),
+    "pineapple": (0.5, 0.66, 0.3),
+    "light bulb": (0.5, 0.36, 0.34),
+}
+IN_SCENE = {
+    "desert": "camel|palm tree|tent|lizard|snake|giraffe|lion|rocket|automobile|elephant|house|"
+    "red apple|robot|dog|cat|flying saucer|penguin",
+    "beach": "crab|palm tree|umbrella on ground|dog|turtle|spiral shell|soccer ball|bicycle|"
+    "pineapple|sailboat|cactus|chair",
+    "meadow": "house|cow|horse|ewe|pig|deciduous tree|evergreen tree|tractor|rabbit|sunflower|dog|"
+    "cat|bicycle|bus|red apple|castle|mushroom|cactus|automobile|soccer ball",
+    "night sky": "rocket|crescent moon|full moon|star|flying saucer|owl|bat|ringed planet|ghost|"
+    "alien|airplane|shooting star",
+    "sea": "fish|tropical fish|octopus|whale|shark|dolphin|jellyfish|turtle|crab|spiral shell",
+    "snow": "penguin|polar bear|snowman|evergreen tree|house|deer|rabbit|cat|cactus",
+}
+Row = dict[str, Any]
+Art = dict[tuple[str, str], Image.Image]
+
+
+def choose_held_out(things: list[Thing], rng: random.Random) -> set[tuple[str, str]]:
+    """About 5 % of the pairs, each thing in one style at most, so that its other style is seen."""
+    free = [thing.name for thing in things if thing.name not in KEPT]
+    chosen = rng.sample(free, round(HELD_OUT_SHARE * len(things) * len(STYLES)))
+    return {(rng.choice(STYLES), name) for name in chosen}
+
+
+def plain_rows(
+    thing: Thing, style: str, art: Image.Image, rng: random.Random
+) -> Iterator[tuple[Image.Image, Row]]:
+    """The thing on white at full size, then on named colours at varied sizes and places."""
+    yield place_plain(art, (255, 255, 255), scale=1.0, shift=(0, 0)), _row(
+        thing, style, "white", caption_plain(thing, style, "white", rng)
+    )
+    for colour in choose_colours(art, COLOURED_PLACEMENTS, rng):
+        flips = thing.mirrors and rng.random() < 0.5
+        shift = (rng.uniform(-0.9, 0.9), rng.uniform(-0.9, 0.9))
+        picture = place_plain(
+            ImageOps.mirror(art) if flips else art,
+            COLOURS[colour],
+            scale=rng.uniform(0.78, 1.0),
+            shift=shift,
+        )
+        yield picture, _row(thing, style, colour, caption_plain(thing, style, colour, rng))
+
+
+def composed_plan(rng: random.Random) -> Iterator[tuple[str, str, str, bool]]:
+    """(thing, scene or '' for a plain colour, face or '', small) of every composed picture."""
+    for _ in range(5):
+        yield "cactus", "desert", "", True
+        yield "cactus", "desert", "", False
+        yield "cactus", "desert", "happy", True
+        yield "cactus", "desert", "happy", True
+        yield "cactus", "desert", "happy", False
+        yield "cactus", "", "happy", rng.random() < 0.4
+        yield "cactus", "", "sad", rng.random() < 0.4
+    for name in FACED:
+        yield name, "", "happy", False
+        yield name, "", rng.choice(("happy", "sad")), rng.random() < 0.5
+        yield name, rng.choice(("desert", "meadow", "beach")), "happy", rng.random() < 0.5
+    for scene, names in IN_SCENE.items():
+        for name in names.split("|"):
+            yield name, scene, "", rng.random() < 0.5
+
+
+def composed_rows(
+    things: dict[str, Thing], art: Art, held_out: set[tuple[str, str]], rng: random.Random
+) -> Iterator[tuple[Image.Image, Row]]:
+    """Pictures of small things, things in scenes and things with faces, in both styles."""
+    for name, scene, face, small in composed_plan(rng):
+        for style in STYLES:
+            if (style, name) not in held_out:
+                drawn = art[style, name]
+                if face:
+                    drawn = with_face(drawn, face, FACE_ANCHORS.get(name))
+                yield _compose(things[name], style, drawn, scene, face, small, rng)
+
+
+def _compose(
+    thing: Thing,
+    style: str,
+    drawn: Image.Image,
+    scene: str,
+    face: str,
+    small: bool,
+    rng: random.Random,
+) -> tuple[Image.Image, Row]:
+    height = rng.uniform(0.36, 0.46) if small else rng.uniform(0.62, 0.78)
+    if scene:
+        ground, where = draw_scene(scene, rng), rng.choice(PLACES[scene])
+        floats = scene in ("night sky", "sea")
+        foot_y = 0.5 + height / 2 + rng.uniform(-0.08, 0.08) if floats else rng.uniform(0.84, 0.93)
+    else:
+        colour = choose_colours(drawn, 1, rng)[0]
+        ground, where = Image.new("RGB", (256, 256), COLOURS[colour]), f"on a {colour} background"
+        foot_y = 0.5 + height / 2
+    foot = (0.5 + rng.uniform(-0.5, 0.5) * (0.9 - height), foot_y)
+    picture = place_standing(drawn, ground, height=height, foot=foot)
+    texts = caption_composed(thing, style, small=small, face=face, where=where, rng=rng)
+    row = _row(thing, style, scene or colour, texts)
+    return picture, row | {"composed": True, "face": face, "small": small}
+
+
+def _row(thing: Thing, style: str, background: str, texts: list[str]) -> Row:
+    captions = list(dict.fromkeys(texts))
+    return {
+        "thing": thing.name,
+        "kind": thing.kind,
+        "style": style,
+        "background": background,
+        "captions": captions,
+    }
+
+
+def write_references(out: Path, things: list[Thing], art: Art) -> None:
+    """White pictures of all things in the three styles under eval/, listed in eval/index.jsonl."""
+    rows = []
+    for style in (*STYLES, "noto"):
+        folder = out / "eval" / style.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        for thing in things:
+            path = folder / f"{slug(thing.name)}.png"
+            place_plain(art[style, thing.name], (255, 255, 255), scale=1.0, shift=(0, 0)).save(path)
+            rows.append({"path": str(path.relative_to(out)), "thing": thing.name, "style": style})
+    _write_lines(out / "eval" / "index.jsonl", rows)
+
+
+def write_training(out: Path, things: list[Thing], art: Art, seed: int) -> tuple[int, int]:
+    """Pictures and captions for training, and the list of held-out pairs; returns both counts."""
+    rng = random.Random(seed)
+    held_out, rows, kept_away = choose_held_out(things, rng), [], []
+    (out / "images").mkdir(parents=True, exist_ok=True)
+
+    def keep(picture: Image.Image, row: Row) -> None:
+        path = f"images/{len(rows):05d}-{slug(row['thing'])}-{row['style'].lower()}.png"
+        picture.save(out / path)
+        rows.append({"path": path, **row})
+
+    for thing in things:
+        for style in STYLES:
+            pairs = plain_rows(thing, style, art[style, thing.name], rng)
+            if (style, thing.name) in held_out:
+                path = f"eval/{style.lower()}/{slug(thing.name)}.png"
+                kept_away.append({"path": path, **next(pairs)[1]})
+                continue
+            for picture, row in pairs:
+                keep(picture, row)
+    for picture, row in composed_rows({t.name: t for t in things}, art, held_out, rng):
+        keep(picture, row)
+    _write_lines(out / "captions.jsonl", rows)
+    _write_lines(out / "held_out.jsonl", kept_away)
+    return len(rows), len(kept_away)
+
+
+def _write_lines(path: Path, rows: list[Row]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def main() -> None:
+    """Read the command line and make the data."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of placements and captions")
+    args = parser.parse_args()
+    fetch(args.out / "packages")
+    things = read_things(args.out / "packages", LISTING)
+    art = read_art(args.out / "packages", things)
+    written, held_out = write_training(args.out, things, art, args.seed)
+    write_references(args.out, things, art)
+    print(f"{written} pictures of {len(things)} things; {held_out} pairs held out")
+
+
+if __name__ == "__main__":
+    main()

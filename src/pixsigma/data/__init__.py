@@ -1,0 +1,1 @@
+"""What training reads: pictures and captions, encoded once."""

@@ -1,0 +1,73 @@
+"""Pictures and captions that were encoded once: latents as mean and deviation, text as T5 states."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pixsigma.errors import MismatchError, MissingWeightsError
+from pixsigma.interfaces import TextFeatures
+from pixsigma.shapes import Latents
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents and the captions that tell them."""
+
+    latents: Latents
+    text: TextFeatures
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """M pictures of one size and their captions, whole in memory.
+
+    A file holds: `mean` and `std` (M, C, H, W), scaled as the transformer sees latents; `text`
+    (T, L, E) and `text_mask` (T, L), one row a caption; `captions` (M, Q) int64, rows of `text`
+    for each picture, -1 where it has fewer than Q; `null_text` and `null_mask`, the empty caption.
+    """
+
+    mean: Tensor
+    std: Tensor
+    text: Tensor
+    text_mask: Tensor
+    captions: Tensor
+    null_text: Tensor
+    null_mask: Tensor
+
+    @staticmethod
+    def load(path: Path) -> "FeatureSet":
+        """Read a file that `prepare` wrote.
+
+        Raises MissingWeightsError or MismatchError.
+        """
+        if not path.is_file():
+            raise MissingWeightsError(f"no features at {path}: prepare the pictures first")
+        tensors = load_file(path)
+        needed = set(FeatureSet.__dataclass_fields__)
+        if missing := sorted(needed - tensors.keys()):
+            raise MismatchError(f"{path} is no feature file: it lacks {', '.join(missing)}")
+        return FeatureSet(**{name: tensors[name] for name in needed})
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def batch(self, rows: Tensor, drop_caption: float, rng: torch.Generator) -> Batch:
+        """Draw latents and one caption for each of `rows`; some captions become the empty one."""
+        mean, std = self.mean[rows].float(), self.std[rows].float()
+        latents = mean + std * torch.randn(mean.shape, generator=rng)
+        counts = (self.captions[rows] >= 0).sum(dim=1)
+        pick = (torch.rand(len(rows), generator=rng) * counts).long()
+        text_rows = self.captions[rows, pick]
+        dropped = torch.rand(len(rows), generator=rng) < drop_caption
+        text = torch.where(dropped[:, None, None], self.null_text, self.text[text_rows])
+        mask = torch.where(dropped[:, None], self.null_mask, self.text_mask[text_rows])
+        return Batch(latents, TextFeatures(text.float(), mask))
+
+
+def epoch_order(num_rows: int, epoch: int, seed: int) -> Tensor:
+    """A permutation fixed by seed and epoch, so that a resumed run reads on where it stopped."""
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_rows, generator=rng)

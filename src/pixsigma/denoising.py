@@ -1,0 +1,123 @@
+"""From noise to image, one step at a time: the loop a newcomer should find."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pixsigma.diffusion.guidance import guided
+from pixsigma.diffusion.samplers.base import Noise, Sampler
+from pixsigma.diffusion.schedule import Level, NoiseSchedule
+from pixsigma.errors import NotFiniteError
+from pixsigma.interfaces import Conditions, TextFeatures
+from pixsigma.shapes import Latents
+
+
+OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a pipeline yields, so that its caller owns progress, previews and cancelling."""
+
+    stage: Literal["text", "denoising", "decoding", "done"]
+    index: int = 0
+    """Denoising steps done."""
+    total: int = 0
+    """Denoising steps in all."""
+    timestep: float = 0.0
+    """Where the latents of this step are, in [0, 999]."""
+    latents: Latents | None = field(default=None, repr=False)
+    images: list[Any] = field(default_factory=list, repr=False)
+    """PIL images, one a seed; only when done."""
+    seeds: tuple[int, ...] = ()
+    preview: Callable[[], Any] = field(default=lambda: None, repr=False)
+    """A cheap small PIL image of the first picture as it stands; costs nothing until called."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything that the loop needs, on the device already."""
+
+    latents: Latents
+    """(B, C, H, W) of N(0, 1)."""
+    text: TextFeatures
+    negative: TextFeatures | None
+    guidance_scale: float
+    levels: tuple[Level, ...]
+    noise: Noise
+    conditions: Conditions | None = None
+    on_step: OnStep | None = None
+    """Called after each step; latents that it returns take the place of the step's."""
+
+
+def denoise(
+    network: Callable[..., Tensor], sampler: Sampler, schedule: NoiseSchedule, drawing: Drawing
+) -> Iterator[Step]:
+    """Yield after every step; the last step's latents are the picture's.
+
+    Raises NotFiniteError as soon as the latents hold NaN or infinity.
+    """
+    levels = drawing.levels
+    x = sampler.start(drawing.latents, levels)
+    predict = guided(
+        with_conditions(network, drawing.conditions),
+        drawing.text,
+        drawing.negative,
+        drawing.guidance_scale,
+        prediction_type=schedule.config.prediction_type,
+    )
+    state = sampler.init(x, levels)
+    total = len(levels) - 1
+    for i in range(total):
+        x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
+        if drawing.on_step is not None:
+            replaced = drawing.on_step(i, levels[i].timestep, x)
+            x = x if replaced is None else replaced
+        yield Step("denoising", i + 1, total, levels[i + 1].timestep, x)
+    refuse_nan(x, "the transformer", "steps")
+
+
+def with_conditions(
+    network: Callable[..., Tensor], conditions: Conditions | None
+) -> Callable[..., Tensor]:
+    """The network with its micro-conditions bound, repeated for guidance's double batch."""
+    if conditions is None:
+        return network
+
+    def conditioned(x: Latents, t: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        times = len(x) // len(conditions.resolution)
+        both = Conditions(
+            conditions.resolution.repeat(times, 1), conditions.aspect_ratio.repeat(times, 1)
+        )
+        return network(x, t, text, mask, both)
+
+    return conditioned
+
+
+def draw_noise(
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """N(0, 1) on the CPU: one generator for the whole batch, or each picture from its own."""
+    if len(generators) == 1:
+        g = generators[0]
+        return torch.randn(*shape, generator=g, device=g.device, dtype=dtype)
+    rows = [torch.randn(1, *shape[1:], generator=g, device=g.device, dtype=dtype) for g in generators]
+    return torch.cat(rows)
+
+
+def refuse_nan(x: Tensor, who: str, what: str) -> None:
+    """Raise NotFiniteError that names the likely cause and the remedy."""
+    if torch.isfinite(x).all():
+        return
+    cause = (
+        "fp16 overflows above 65504: use dtype bf16 or fp32 for this part"
+        if x.dtype == torch.float16 or "auto" in who
+        else "the weights may be damaged, or the guidance too strong; fp16 weights may overflow: "
+        "try dtype bf16 or fp32"
+    )
+    raise NotFiniteError(f"{who} produced NaN or infinity in its {what}: {cause}")

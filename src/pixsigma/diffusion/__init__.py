@@ -1,0 +1,1 @@
+"""The diffusion algebra: tensors and callables; it knows no network."""

@@ -1,0 +1,229 @@
+"""Tensors to pictures, and pictures to files that say how they were drawn."""
+
+import json
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixsigma.errors import InputError, OutputError
+from pixsigma.shapes import Images, Latents
+
+OutputType: TypeAlias = Literal["pil", "np", "pt"]
+
+SETTINGS_KEY = "pixsigma"
+"""Name of the PNG text chunk that holds the settings as JSON."""
+
+SDXL_PREVIEW: tuple[tuple[float, float, float], ...] = (
+    (0.473, 0.446, 0.551),
+    (-0.347, 0.034, -0.091),
+    (0.078, 0.196, -0.115),
+    (-0.216, -0.213, -0.054),
+    (0.057, -0.012, -0.037),
+)
+"""Latents of the SDXL autoencoder to RGB: our least-squares fit over smooth colour fields that were
+encoded with TAESDXL, Ollin Boer Bohan's small stand-in for it."""
+
+SD_PREVIEW: tuple[tuple[float, float, float], ...] = (
+    (0.298, 0.207, 0.208),
+    (0.187, 0.286, 0.173),
+    (-0.158, 0.189, 0.264),
+    (-0.184, -0.271, -0.473),
+)
+"""Latents of the SD 1.5 autoencoder to RGB, after Kevin Turner ("keturn"), Hugging Face forum, 2022."""
+
+_LONGEST_STEM = 80
+
+
+# Tensors
+
+
+def to_numpy(images: Images) -> NDArray[np.float32]:
+    """(B, height, width, 3) in [0, 1], clamped."""
+    unit = (images.float() / 2 + 0.5).clamp(0, 1)
+    array: NDArray[np.float32] = unit.permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def to_pil(images: Images) -> list[Image.Image]:
+    """One 8-bit picture a row; halves are rounded to even, as in diffusers."""
+    pixels = (to_numpy(images) * 255).round().astype(np.uint8)
+    return [Image.fromarray(picture) for picture in pixels]
+
+
+def convert(images: Images, output_type: str) -> list[Image.Image] | NDArray[np.float32] | Tensor:
+    """As `pil` (list), `np` (B, height, width, 3) or `pt` (B, 3, height, width), both in [0, 1]."""
+    match output_type:
+        case "pil":
+            return to_pil(images)
+        case "np":
+            return to_numpy(images)
+        case "pt":
+            return (images / 2 + 0.5).clamp(0, 1)
+    raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+
+
+def resize_and_crop(images: Images, height: int, width: int) -> Images:
+    """Scale until both sides cover the target, bilinear, then cut the centre out.
+
+    What diffusers' `PixArtImageProcessor.resize_and_crop_tensor` means; the result always has the
+    size asked for, where rounding down loses diffusers a pixel now and then.
+    """
+    old_height, old_width = images.shape[-2:]
+    if (old_height, old_width) == (height, width):
+        return images
+    ratio = max(height / old_height, width / old_width)
+    tall, wide = max(height, int(old_height * ratio)), max(width, int(old_width * ratio))
+    scaled = F.interpolate(images, size=(tall, wide), mode="bilinear", align_corners=False)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return scaled[:, :, top : top + height, left : left + width]
+
+
+def preview(latents: Latents, matrix: Tensor) -> Images:
+    """A rough picture (B, 3, H, W) by one matrix product, eight times smaller than the real one.
+
+    `matrix` is (C, 3), or (C + 1, 3) with the bias in its last row.
+    """
+    channels = latents.shape[1]
+    if matrix.shape not in {(channels, 3), (channels + 1, 3)}:
+        raise InputError(
+            f"a preview matrix for {channels} channels must be ({channels}, 3) or "
+            f"({channels + 1}, 3), got {tuple(matrix.shape)}"
+        )
+    matrix = matrix.to(latents.device, torch.float32)
+    mixed = torch.einsum("bchw,cd->bdhw", latents.float(), matrix[:channels])
+    return (mixed + matrix[channels:].sum(0)[:, None, None]).clamp(-1, 1)
+
+
+def fit_preview(latents: Latents, images: Images) -> Tensor:
+    """The (C + 1, 3) matrix that turns these latents into these pictures with least squares."""
+    small = F.adaptive_avg_pool2d(images.float(), latents.shape[-2:])
+    known = latents.float().movedim(1, -1).flatten(0, -2)
+    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
+    wanted = small.movedim(1, -1).flatten(0, -2)
+    solution: Tensor = torch.linalg.lstsq(known, wanted).solution
+    return solution
+
+
+# Files
+
+
+def slug(text: str, longest: int = _LONGEST_STEM) -> str:
+    """ASCII letters, digits and dashes that tell the prompt; `picture` where nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+    if len(words) > longest:
+        words = words[: longest + 1].rpartition("-")[0] or words[:longest]
+    return words or "picture"
+
+
+def picture_stem(prompt: str, seed: int) -> str:
+    """The name of a picture's file, without folder and ending."""
+    return f"{slug(prompt)}-{seed}"
+
+
+def write_png(image: Image.Image, folder: Path, stem: str, settings: Mapping[str, Any]) -> Path:
+    """Write `folder/stem.png` whole or not at all, with its settings inside; return its path.
+
+    A name that is taken gets a counter (`stem-2.png`), also when another process takes it at this
+    moment: no file is ever overwritten. Raises OutputError when the folder cannot be written.
+    """
+    temporary = folder / f".{secrets.token_hex(8)}.png.part"
+    try:
+        with temporary.open("xb") as file:
+            image.save(file, "PNG", pnginfo=_png_info(settings))
+        return _publish(temporary, folder, stem)
+    except OSError as error:
+        raise OutputError(f"cannot write a picture to {folder}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write a byte to it; raises OutputError before any drawing is lost."""
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"the folder {folder} cannot be written ({error.strerror}); give another with --out"
+        ) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that `write_png` put into a picture; raises InputError where there are none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(SETTINGS_KEY)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}") from error
+    try:
+        settings = json.loads(text) if text is not None else None
+    except json.JSONDecodeError as error:
+        raise InputError(f"the settings inside {path} are damaged: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} holds no settings; pixsigma writes them into its own PNG files")
+    return settings
+
+
+def _publish(temporary: Path, folder: Path, stem: str) -> Path:
+    count = 1
+    while True:
+        target = folder / (f"{stem}.png" if count == 1 else f"{stem}-{count}.png")
+        try:
+            _claim(temporary, target)
+        except FileExistsError:
+            count += 1
+        else:
+            return target
+
+
+def _claim(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # FAT and some network shares have no hard links: reserve the name, then move over it.
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(target)
+
+
+def _png_info(settings: Mapping[str, Any]) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
+    info.add_text("parameters", parameters_text(settings))
+    return info
+
+
+def parameters_text(settings: Mapping[str, Any]) -> str:
+    """The settings in the form that AUTOMATIC1111's web UI made common."""
+    lines = [str(settings.get("prompt", ""))]
+    if settings.get("negative_prompt"):
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    facts = {
+        "Steps": settings.get("num_inference_steps"),
+        "Sampler": settings.get("sampler"),
+        "CFG scale": settings.get("guidance_scale"),
+        "Seed": settings.get("seed"),
+        "Size": f"{settings.get('width')}x{settings.get('height')}",
+        "Model": settings.get("model"),
+    }
+    lines.append(
+        ", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
+    )
+    return "\n".join(lines).replace("\0", " ")

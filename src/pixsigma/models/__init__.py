@@ -1,0 +1,1 @@
+"""The networks: no files, no printing, no sampling, no guidance."""

@@ -1,0 +1,95 @@
+"""The PixArt block: self-attention with adaptive norm, cross-attention to the text, MLP."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+
+from pixsigma.models.embeddings import Mlp
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights, then `· (1 + scale) + shift`: the adaptive norm of DiT."""
+    return layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, D) to (B, A, N, K)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, A, N, K) to (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Attention among image tokens, optionally with fewer keys and values.
+
+    Compression (PixArt-Σ, section 3.3): one depth-wise convolution of stride `kv_ratio` and one
+    layer norm, both shared by keys and values, as in the published code.
+    """
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool, kv_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        # Over the full width, before the heads part: the published qk-norm is not per head.
+        self.q_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        self.compressed = kv_ratio > 1
+        if self.compressed:
+            self.sr = nn.Conv2d(width, width, kv_ratio, stride=kv_ratio, groups=width)
+            self.norm = nn.LayerNorm(width)
+
+    def compress(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) to (B, N / ratio², D); an odd last row or column is left out."""
+        squares = self.sr(tokens.transpose(1, 2).unflatten(2, grid))
+        return self.norm(squares.flatten(2).transpose(1, 2))
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.compressed:
+            k, v = self.compress(k, grid), self.compress(v, grid)
+        q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))
+        return self.proj(merge_heads(scaled_dot_product_attention(q, k, v)))
+
+
+class CrossAttention(nn.Module):
+    """Attention from image tokens to text tokens; padding gets no weight."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, N, D), text (B, L, D), mask (B, 1, 1, L) bool, to (B, N, D)."""
+        k, v = self.kv_linear(text).chunk(2, dim=-1)
+        q, k, v = (split_heads(y, self.num_heads) for y in (self.q_linear(x), k, v))
+        return self.proj(merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+
+
+class Block(nn.Module):
+    """One of the layers of the figure (PixArt-α, figure 4)."""
+
+    def __init__(self, width: int, num_heads: int, qk_norm: bool, kv_ratio: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        self.attn = SelfAttention(width, num_heads, qk_norm, kv_ratio)
+        self.cross_attn = CrossAttention(width, num_heads)
+        self.mlp = Mlp(width, 4 * width, width)
+
+    def forward(
+        self, x: Tensor, t0: Tensor, text: Tensor, mask: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor:
+        """x (B, N, D), t0 (B, 6, D) shared by all blocks (adaLN-single), to (B, N, D)."""
+        modulation = (self.scale_shift_table + t0).unsqueeze(2).unbind(1)  # six of (B, 1, D)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = x + gate_attn * self.attn(modulated_norm(x, shift_attn, scale_attn), grid)
+        x = x + self.cross_attn(x, text, mask)  # neither norm nor gate: as published
+        return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))

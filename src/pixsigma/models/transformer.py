@@ -1,0 +1,141 @@
+"""The PixArt-Σ diffusion transformer: the forward pass is the figure of the paper."""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from pixsigma.config import TransformerConfig
+from pixsigma.interfaces import Conditions
+from pixsigma.models.blocks import Block, modulated_norm
+from pixsigma.models.embeddings import (
+    CaptionEmbedder,
+    PatchEmbedder,
+    ScalarEmbedder,
+    positions_2d,
+)
+from pixsigma.shapes import Latents, Timesteps
+
+
+class FinalLayer(nn.Module):
+    """Tokens back to patches."""
+
+    def __init__(self, width: int, num_out: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(2, width))
+        self.linear = nn.Linear(width, num_out)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, N, D) and t (B, D), the time before `t_block`, to (B, N, P·P·out)."""
+        shift, scale = (self.scale_shift_table + t[:, None]).unsqueeze(2).unbind(1)
+        return self.linear(modulated_norm(x, shift, scale))
+
+
+class PixArtTransformer(nn.Module):
+    """PixArt-Σ and PixArt-α of any depth and width (Chen et al. 2023, 2024).
+
+    Parameters bear the names of the authors' `.pth` files, so those load without translation.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.width, config.num_attention_heads
+        self.x_embedder = PatchEmbedder(config.in_channels, width, config.patch_size)
+        self.t_embedder = ScalarEmbedder(width)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, width)
+        if config.use_additional_conditions:
+            self.csize_embedder = ScalarEmbedder(width // 3)
+            self.ar_embedder = ScalarEmbedder(width // 3)
+        compression = config.kv_compression
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                config.qk_norm,
+                compression.ratio if compression and i in compression.layers else 1,
+            )
+            for i in range(config.num_layers)
+        )
+        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
+
+    def forward(
+        self,
+        x: Latents,
+        t: Timesteps,
+        text: Tensor,
+        mask: Tensor | None = None,
+        conditions: Conditions | None = None,
+    ) -> Tensor:
+        """Predict noise and variance.
+
+        x (B, C, H, W), t (B,) in [0, 999], text (B, L, E), mask (B, L) true where there is a token
+        (None: everywhere). Returns (B, 2C, H, W): eps, then the variance fraction where learned.
+        """
+        x = x.to(self.dtype)
+        grid = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
+        x = self.x_embedder(x) + self.positions(*grid, x.device).to(x.dtype)  # (B, N, D)
+        t = self.embed_time(t, conditions)  # (B, D)
+        t0 = self.t_block(t).unflatten(1, (6, -1))  # (B, 6, D)
+        text = self.y_embedder(text.to(self.dtype))  # (B, L, D)
+        mask = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
+        for block in self.blocks:
+            x = block(x, t0, text, mask, grid)
+        return self.unpatchify(self.final_layer(x, t), grid)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.x_embedder.proj.weight.dtype
+
+    def positions(self, h: int, w: int, device: torch.device) -> Tensor:
+        """(h·w, D): coordinates over the same square at every size, [0, 32) in XL/2."""
+        config = self.config
+        extent = config.sample_size // config.patch_size / config.interpolation_scale
+        return positions_2d(h, w, config.width, extent, device)
+
+    def embed_time(self, t: Timesteps, conditions: Conditions | None) -> Tensor:
+        """(B,) to (B, D), with the micro-conditions of α added where the model has them."""
+        embedded: Tensor = self.t_embedder(t)
+        if self.config.use_additional_conditions and conditions is not None:
+            size = self.csize_embedder(conditions.resolution.flatten()).view(len(t), -1)
+            aspect = self.ar_embedder(conditions.aspect_ratio.flatten()).view(len(t), -1)
+            embedded = embedded + torch.cat([size, aspect], dim=1)
+        return embedded
+
+    def unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h·w, P·P·C) to (B, C, h·P, w·P); channels run fastest inside a token."""
+        p = self.config.patch_size
+        x = tokens.unflatten(2, (p, p, -1)).unflatten(1, grid)  # (B, h, w, P, P, C)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Start values of the authors' code.
+
+        every linear              xavier uniform, bias 0
+        x_embedder.proj           xavier uniform on the flattened patch
+        embedders, t_block        N(0, 0.02)
+        cross_attn.proj           0, so that text comes in gently
+        final_layer.linear        0, so that the first prediction is 0
+        scale_shift_table         N(0, 1) / sqrt(D)
+        attn.sr                   1 / ratio², bias 0: an average
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, Block | FinalLayer):
+                nn.init.normal_(module.scale_shift_table, std=1 / math.sqrt(self.config.width))
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        for name, weight in self.named_parameters():
+            if re.fullmatch(r"(t_block|(\w+_)?embedder\.(mlp|y_proj))\..*weight", name):
+                nn.init.normal_(weight, std=0.02)
+            if name.endswith("cross_attn.proj.weight") or name == "final_layer.linear.weight":
+                nn.init.zeros_(weight)
+            if name.endswith("attn.sr.weight"):
+                nn.init.constant_(weight, 1 / weight[0].numel())
+            if name.endswith("attn.sr.bias"):
+                nn.init.zeros_(weight)

@@ -1,0 +1,287 @@
+"""A prompt to a picture: text, denoising, decoding. A generator, so that the caller is in charge."""
+
+import dataclasses
+import secrets
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pixsigma import images as pictures
+from pixsigma.buckets import check_size
+from pixsigma.config import TransformerConfig
+from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
+from pixsigma.diffusers_call import call_as_diffusers, cleaned_twice, with_eta
+from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.diffusion.schedule import Level
+from pixsigma.errors import InputError, MissingWeightsError
+from pixsigma.interfaces import Conditions, TextFeatures
+from pixsigma.placement import Placement, choose_device, release
+from pixsigma.shapes import Images, Latents
+from pixsigma.weights.build import Components, load_components
+from pixsigma.weights.folder import save_folder
+
+if TYPE_CHECKING:
+    from pixsigma.requests import GenerationRequest
+
+class PixArtSigmaPipeline:
+    """PixArt-Σ, PixArt-α and `mini`: text to pictures.
+
+    `pipe(prompt)` takes and gives what diffusers' pipeline of the same name does;
+    `pipe.stream(prompt, …)` yields every step and is what programs should use.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.name = components.name
+        self.variant = components.variant
+        self.max_tokens = components.max_tokens
+        self.transformer: Any = components.transformer
+        self.text_encoder: Any = components.text_encoder
+        self.vae: Any = components.autoencoder
+        self.sampler: Sampler = components.sampler
+        self.schedule = components.schedule
+        self.config = components.transformer.config if components.transformer else None
+        self.placement = Placement()
+
+    # Loading, saving, placing
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "mini",
+        *,
+        torch_dtype: torch.dtype | None = None,
+        use_safetensors: bool | None = None,
+        variant: str | None = None,
+        text_and_vae: str | Path | None = None,
+        **parts: Any,
+    ) -> "PixArtSigmaPipeline":
+        """Load `mini`, a folder, a `.pth`, a `.safetensors` or a hub name.
+
+        `transformer=`, `text_encoder=`, `vae=`, `sampler=` replace a part, None leaves it out;
+        what is replaced is not read. Raises WeightsError or InputError.
+        """
+        fields = {"vae": "autoencoder"} | {k: k for k in ("transformer", "text_encoder", "sampler")}
+        if unknown := sorted(parts.keys() - fields.keys()):
+            raise InputError(
+                f"from_pretrained knows the parts {', '.join(fields)}; got {', '.join(unknown)}"
+            )
+        replaced = {fields[key]: part for key, part in parts.items()}
+        wanted = {"transformer", "text_encoder", "autoencoder"} - replaced.keys()
+        components = load_components(
+            name,
+            dtype=torch_dtype or torch.float32,
+            parts=wanted,
+            text_and_vae=text_and_vae,
+            file_variant=variant,
+            use_safetensors=use_safetensors,
+        )
+        return cls(dataclasses.replace(components, **replaced))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the folder layout of diffusers."""
+        save_folder(
+            Path(folder),
+            transformer=self.transformer,
+            text_encoder=self.text_encoder,
+            autoencoder=self.vae,
+            sampler=self.sampler,
+            schedule=self.schedule,
+        )
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """The networks, None where left out."""
+        text = self.text_encoder.encoder if self.text_encoder is not None else None
+        return text, self.transformer, self.vae
+
+    def to(self, device: str | torch.device) -> "PixArtSigmaPipeline":
+        """Keep everything on `device` (`auto`, `cpu`, `cuda`, `mps`)."""
+        return self._place(Placement(choose_device(str(device)), "resident"))
+
+    def enable_model_cpu_offload(self, device: str = "auto") -> None:
+        """Keep parts in main memory and bring one at a time to `device`."""
+        self._place(Placement(choose_device(device), "model"))
+
+    def enable_sequential_cpu_offload(self, device: str = "auto") -> None:
+        """Keep parts in main memory and bring one layer at a time to `device`."""
+        self._place(Placement(choose_device(device), "sequential"))
+
+    def _place(self, placement: Placement) -> "PixArtSigmaPipeline":
+        release(*self.modules)
+        self.placement = placement
+        placement.settle(*self.modules)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts compute."""
+        return self.placement.device
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the transformer was trained on."""
+        side = self.transformer_config.sample_size * self.factor
+        return side, side
+
+    @property
+    def transformer_config(self) -> TransformerConfig:
+        """What the transformer is; known even when a compiled one took its place."""
+        if self.config is None:
+            raise MissingWeightsError(
+                "this pipeline was built without a transformer: pass one to from_pretrained"
+            )
+        return self.config
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side for one latent."""
+        return 8 if self.vae is None else self.vae.config.factor
+
+    # The form to use in programs
+
+    __call__ = call_as_diffusers
+
+    def stream(self, request: "GenerationRequest | str", **settings: Any) -> Iterator[Step]:
+        """Yield the stages of one request; cancel by not asking for the next step.
+
+        `request` is a GenerationRequest, or a prompt with `settings` that are its fields. Every
+        picture has its own seed (seed, seed + 1, …), so it depends on nothing beside it. The last
+        step has `stage == "done"` and the images. Raises InputError, NotFiniteError,
+        OutOfMemoryError.
+        """
+        from pixsigma.requests import GenerationRequest, request_from
+
+        if not isinstance(request, GenerationRequest):
+            request = request_from(prompt=request, **settings)
+        side_h, side_w = self.default_size
+        height, width = request.height or side_h, request.width or side_w
+        check_size(width, height, self.multiple)
+        first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+        seeds = tuple(first_seed + k for k in range(request.num_images))
+        sampler = with_eta(get_sampler(request.sampler), request.eta)
+        levels = sampler.levels(self.schedule, request.num_inference_steps)
+        step = Step("text", total=len(levels) - 1, seeds=seeds)
+        yield step
+        clean = self.variant == "alpha" if request.clean_caption is None else request.clean_caption
+        prepare = cleaned_twice if clean else str.strip
+        text = self.encode([prepare(request.prompt)])
+        negative = None
+        if request.guidance_scale != 1:
+            negative = self.encode([prepare(request.negative_prompt)])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawing = self.drawing(
+            text, negative, request.guidance_scale, levels, (height, width), generators
+        )
+        for step in self.denoised(sampler, drawing):
+            step = dataclasses.replace(step, seeds=seeds)
+            yield step
+        yield dataclasses.replace(step, stage="decoding")
+        assert step.latents is not None
+        images = pictures.to_pil(self.decode(step.latents))
+        yield dataclasses.replace(step, stage="done", images=images)
+
+    # The three rooms that a prompt goes through
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_tokens: int | None = None) -> TextFeatures:
+        """Features of the prompts, one row each, on the pipeline's device.
+
+        Warns where a prompt has more than `max_tokens` (the model's own limit where not given).
+        """
+        if self.text_encoder is None:
+            raise MissingWeightsError(
+                "this pipeline has no text encoder: pass prompt_embeds and negative_prompt_embeds"
+            )
+        with self.placement.running(self.text_encoder.encoder):
+            return self.text_encoder.encode(
+                prompts, max_length=max_tokens or self.max_tokens, device=self.device
+            )
+
+    @torch.no_grad()
+    def denoised(self, sampler: Sampler, drawing: Drawing) -> Iterator[Step]:
+        """Yield the denoising steps."""
+        with self.placement.running(self.transformer):
+            for step in denoise(self.transformer, sampler, self.schedule, drawing):
+                yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
+
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> Images:
+        """Pictures (B, 3, height, width) in about [-1, 1], one at a time to bound the memory.
+
+        Raises NotFiniteError where the autoencoder overflows.
+        """
+        if self.vae is None:
+            raise MissingWeightsError('this pipeline has no autoencoder: use output_type="latent"')
+        with self.placement.running(self.vae):
+            images = torch.cat([self.vae.decode(row).float() for row in latents.split(1)])
+        refuse_nan(images, "the autoencoder", "picture")
+        return images
+
+    def preview(self, latents: Latents | None) -> Any:
+        """A small PIL image of the first picture, by a linear map from latents to colours."""
+        if latents is None or self.vae is None:
+            return None
+        return pictures.preview(latents[:1].float().cpu(), self._preview_matrix)
+
+    @cached_property
+    @torch.no_grad()
+    def _preview_matrix(self) -> Tensor:
+        """(C + 1, 3): what the autoencoder makes of flat latents, fitted by least squares."""
+        num = self.transformer_config.in_channels
+        flat = torch.cat([torch.zeros(1, num), torch.eye(num), -torch.eye(num)])
+        with self.placement.running(self.vae):
+            patches = flat[:, :, None, None].expand(-1, -1, 4, 4).to(self.device)
+            colours = self.vae.decode(patches).float().mean(dim=(2, 3)).cpu()
+        inputs = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
+        return torch.linalg.lstsq(inputs, colours).solution
+
+    def drawing(
+        self,
+        text: TextFeatures,
+        negative: TextFeatures | None,
+        guidance_scale: float,
+        levels: tuple[Level, ...],
+        size: tuple[int, int],
+        generators: Sequence[torch.Generator],
+        latents: Latents | None = None,
+        on_step: OnStep | None = None,
+    ) -> Drawing:
+        """Bring everything that the loop needs to the device.
+
+        One generator draws for the whole batch; several draw for a picture each.
+        """
+        height, width = size
+        dtype = self.dtype
+        num = max(len(text.mask), len(generators))
+        shape = (num, self.transformer_config.in_channels, height // self.factor, width // self.factor)
+        draw = partial(draw_noise, shape, generators)
+        latents = draw() if latents is None else latents
+        conditions = None
+        if self.transformer_config.use_additional_conditions:
+            size_rows = torch.tensor([[height, width]], device=self.device).expand(num, 2)
+            conditions = Conditions(size_rows.float(), size_rows[:, :1] / size_rows[:, 1:])
+        return Drawing(
+            latents.to(self.device, torch.float32),
+            text.trimmed().to(self.device, dtype),
+            negative.trimmed().to(self.device, dtype) if negative else None,
+            guidance_scale,
+            levels,
+            lambda: draw().to(self.device),
+            conditions,
+            on_step,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the transformer computes in."""
+        return next(p.dtype for p in self.transformer.parameters() if p.is_floating_point())
+
+    @property
+    def multiple(self) -> int:
+        """What heights and widths in pixels must be multiples of."""
+        return self.factor * self.transformer_config.patch_size

@@ -1,0 +1,83 @@
+"""Where the parts run: resident on one device, or brought there only while they work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pixsigma.errors import InputError, OutOfMemoryError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that was asked for; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises InputError where this machine has no such device.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available()}
+    present["mps"] = torch.backends.mps.is_available()
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
+    if not present.get(name.split(":")[0], False):
+        usable = ", ".join(kind for kind, here in present.items() if here)
+        raise InputError(f"there is no device {name!r} here; usable: auto, {usable}")
+    return torch.device(name)
+
+
+@dataclass
+class Placement:
+    """One rule for all parts of a pipeline.
+
+    `resident`: everything lies on `device`. `model`: one part at a time is moved there and back.
+    `sequential`: accelerate brings single layers there as they run; least memory, slowest.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mode: Literal["resident", "model", "sequential"] = "resident"
+
+    @contextmanager
+    def running(self, *parts: nn.Module | None) -> Iterator[None]:
+        """While inside, `parts` can compute on the device.
+
+        Raises OutOfMemoryError where the device has too little memory.
+        """
+        moved = [p for p in parts if p is not None and self.mode == "model"]
+        try:
+            for part in moved:
+                part.to(self.device)
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{self.device} has too little memory: {str(error).splitlines()[0]}; "
+                "enable_model_cpu_offload(), a smaller size or fewer pictures at a time would do"
+            ) from error
+        finally:
+            for part in moved:
+                part.to("cpu")
+
+    def settle(self, *parts: nn.Module | None) -> None:
+        """Put the parts where they rest under this rule."""
+        for part in parts:
+            if part is None:
+                continue
+            if self.mode == "sequential":
+                self._stream_layers(part)
+            else:
+                part.to(self.device if self.mode == "resident" else "cpu")
+
+    def _stream_layers(self, part: nn.Module) -> None:
+        from accelerate import cpu_offload
+
+        part.to("cpu")
+        cpu_offload(part, execution_device=self.device, offload_buffers=True)
+
+
+def release(*parts: nn.Module | None) -> None:
+    """Undo what `sequential` attached, so that the parts can be placed anew."""
+    from accelerate.hooks import remove_hook_from_module
+
+    for part in parts:
+        if part is not None and hasattr(part, "_hf_hook"):
+            remove_hook_from_module(part, recurse=True)

@@ -1,0 +1,136 @@
+"""What a person or program asks for, checked at the door: one schema for Python, shell and server."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pixsigma.buckets import check_size
+from pixsigma.errors import InputError, PixsigmaError, PromptFileError
+
+LARGEST_SEED = 2**63 - 1
+"""The largest number that seeds a generator of torch on every device."""
+
+Side = Annotated[int, Field(ge=16, le=16384)]
+"""One side of a picture in pixels."""
+
+
+class GenerationRequest(BaseModel):
+    """One prompt and how to draw it; the names are those of the diffusers call."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(max_length=100_000)
+    negative_prompt: str = Field("", max_length=100_000)
+    """What the picture should lead away from; empty is the unconditional text."""
+    width: Side | None = None
+    """In pixels, a multiple of 16; None for both sides is the model's native size."""
+    height: Side | None = None
+    num_inference_steps: int = Field(20, ge=1, le=1000)
+    guidance_scale: float = Field(4.5, ge=0, le=100)
+    """1 or less draws without guidance, in half the time."""
+    sampler: str = Field("dpm++2m", min_length=1)
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    """Of the first picture; the following ones count up. None draws one."""
+    num_images: int = Field(1, ge=1, le=1000)
+    clean_caption: bool = False
+    """Clean and lower-case the prompt first, as PixArt-α was trained; Σ was not."""
+    eta: float = Field(0.0, ge=0, le=1)
+    """Share of fresh noise in a DDIM step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GenerationRequest":
+        if (self.width is None) != (self.height is None):
+            raise InputError("give both width and height, or neither for the model's native size")
+        if self.width is not None and self.height is not None:
+            check_size(self.width, self.height)
+        if self.seed is not None and self.seed + self.num_images - 1 > LARGEST_SEED:
+            raise InputError(
+                f"{self.num_images} pictures count the seed beyond {LARGEST_SEED}, got {self.seed}"
+            )
+        return self
+
+
+def build_request(
+    settings: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> GenerationRequest:
+    """Check the settings; raises InputError (SizeError for a size) with one clear message.
+
+    `names` maps a field to what the person knows it by, such as a flag of the command line.
+    """
+    try:
+        return GenerationRequest.model_validate(dict(settings))
+    except ValidationError as error:
+        raise input_error(error, names) from error
+
+
+def input_error(error: ValidationError, names: Mapping[str, str] | None = None) -> InputError:
+    """The first complaint of pydantic as one of our errors."""
+    first = error.errors(include_url=False)[0]
+    ours = first.get("ctx", {}).get("error")
+    if isinstance(ours, InputError):
+        return ours
+    field = str(first["loc"][0]) if first["loc"] else "the request"
+    name = (names or {}).get(field, field)
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(GenerationRequest.model_fields)
+        return InputError(f"there is no setting {field!r}; known: {known}")
+    if first["type"] == "missing":
+        return InputError(f"{name} is missing")
+    rule = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return InputError(f"{name} must be {rule}, got {_shown(first['input'])}")
+
+
+def parse_prompt_file(
+    path: Path, defaults: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None
+) -> list[GenerationRequest]:
+    """One request a line: a prompt, or a JSON object with `prompt` and settings of its own.
+
+    `defaults` hold for what a line does not set; blank lines are skipped. Raises PromptFileError
+    that names the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PromptFileError(f"cannot read the prompts in {path}: {error.strerror}") from error
+    requests = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        if not raw.strip():
+            continue
+        try:
+            settings = {**(defaults or {}), **_parse_line(raw)}
+            requests.append(build_request(settings, names))
+        except (PixsigmaError, ValueError) as error:
+            raise PromptFileError(f"line {number} of {path}: {error}") from error
+    if not requests:
+        raise PromptFileError(f"{path} holds no prompt; write one a line")
+    return requests
+
+
+def _parse_line(raw: bytes) -> dict[str, Any]:
+    text = raw.decode("utf-8").strip()
+    if not text.startswith("{"):
+        return {"prompt": text}
+    try:
+        settings: dict[str, Any] = json.loads(text, object_pairs_hook=_without_twins)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"a line that begins with {{ must be a JSON object: {error.msg} at column {error.colno}"
+        ) from error
+    if "prompt" not in settings:
+        raise InputError("the JSON object needs a prompt")
+    return settings
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise InputError("a setting stands twice in the JSON object")
+    return settings
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
