@@ -2,7 +2,7 @@
 
 import random
 
-from sources import Thing
+from sources import Thing, with_article
 
 STYLE_ADJECTIVES = {
     "3D": ("glossy 3D", "3D rendered", "shiny 3D"),
@@ -23,7 +23,7 @@ FEELINGS = {"happy": ("a happy face", "a smiling face"), "sad": ("a sad face",)}
 def caption_plain(thing: Thing, style: str, background: str, rng: random.Random) -> list[str]:
     """Six captions of one thing on a plain background; white is named in half of the pictures."""
     named = background != "white" or rng.random() < 0.5
-    where = f" on a {background} background" if named else ""
+    where = f" on {with_article(background)} background" if named else ""
     return [
         thing.phrase,
         f"{thing.bare}, {rng.choice(STYLE_NOUNS[style])}",

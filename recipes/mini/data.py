@@ -22,7 +22,7 @@ from scenes import (
     place_standing,
     with_face,
 )
-from sources import Thing, fetch, read_art, read_things, slug
+from sources import Thing, fetch, read_art, read_things, slug, with_article
 
 LISTING = Path(__file__).with_name("things.txt")
 STYLES = ("3D", "flat")
@@ -72,8 +72,9 @@ def plain_rows(
     thing: Thing, style: str, art: Image.Image, rng: random.Random
 ) -> Iterator[tuple[Image.Image, Row]]:
     """The thing on white at full size, then on named colours at varied sizes and places."""
-    yield place_plain(art, (255, 255, 255), scale=1.0, shift=(0, 0)), _row(
-        thing, style, "white", caption_plain(thing, style, "white", rng)
+    yield (
+        place_plain(art, (255, 255, 255), scale=1.0, shift=(0, 0)),
+        _row(thing, style, "white", caption_plain(thing, style, "white", rng)),
     )
     for colour in choose_colours(art, COLOURED_PLACEMENTS, rng):
         flips = thing.mirrors and rng.random() < 0.5
@@ -135,7 +136,10 @@ def _compose(
         foot_y = 0.5 + height / 2 + rng.uniform(-0.08, 0.08) if floats else rng.uniform(0.84, 0.93)
     else:
         colour = choose_colours(drawn, 1, rng)[0]
-        ground, where = Image.new("RGB", (256, 256), COLOURS[colour]), f"on a {colour} background"
+        ground, where = (
+            Image.new("RGB", (256, 256), COLOURS[colour]),
+            f"on {with_article(colour)} background",
+        )
         foot_y = 0.5 + height / 2
     foot = (0.5 + rng.uniform(-0.5, 0.5) * (0.9 - height), foot_y)
     picture = place_standing(drawn, ground, height=height, foot=foot)

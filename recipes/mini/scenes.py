@@ -50,7 +50,9 @@ def _contrast(solid: np.ndarray, rgb: Rgb) -> float:
     return float(np.quantile(np.linalg.norm(solid - np.array(rgb), axis=1), 0.25))
 
 
-def place_plain(art: Image.Image, rgb: Rgb, *, scale: float, shift: tuple[float, float]) -> Image.Image:
+def place_plain(
+    art: Image.Image, rgb: Rgb, *, scale: float, shift: tuple[float, float]
+) -> Image.Image:
     """The art on a plain colour; `shift` in [-1, 1] moves it within the free margin."""
     side = round(SIDE * scale)
     free = (SIDE - side) / 2
@@ -74,7 +76,9 @@ def place_standing(
     return canvas.convert("RGB")
 
 
-def with_face(art: Image.Image, face: str, anchor: tuple[float, float, float] | None) -> Image.Image:
+def with_face(
+    art: Image.Image, face: str, anchor: tuple[float, float, float] | None
+) -> Image.Image:
     """The art with a drawn face; anchor is (x, y, width) of its frame, by default its middle."""
     base = art.resize((512, 512), Image.Resampling.LANCZOS)
     x, y, width = (512 * part for part in (anchor or _middle(base)))

@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     for name in ("teacher", "tokenizer", "names", "keywords", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--things", type=Path, default=Path(__file__).parent / "things.txt")
-    parser.add_argument("--captions", type=Path, help="JSON lines with a text or caption key")
+    parser.add_argument("--captions", type=Path, help="captions.jsonl of data.py")
     parser.add_argument("--number", type=int, default=100_000, help="generated phrases")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=256)
@@ -100,17 +100,11 @@ def gather(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_captions(path: Path | None) -> list[str]:
-    """Every string below a caption key of a file of JSON lines."""
-    if path is None or not path.exists():
+    """The captions of every picture in the file that `data.py` writes."""
+    if path is None:
         return []
-    found: list[str] = []
-    for line in path.read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        values = [entry] if isinstance(entry, str) else list(entry.values())
-        for value in values:
-            many = value if isinstance(value, list) else [value]
-            found += [text for text in many if isinstance(text, str) and " " in text]
-    return list(dict.fromkeys(found))
+    rows = map(json.loads, path.read_text("utf-8").splitlines())
+    return list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
 
 
 @torch.inference_mode()

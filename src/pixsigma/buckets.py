@@ -92,8 +92,8 @@ def bin_table(sample_size: int, factor: int = 8) -> AspectTable:
     if side in (256, 512, 1024):
         return ASPECT_RATIOS_TEST[side]
     raise SizeError(
-        f"resolution binning knows models of 256, 512, 1024 and 2048 pixels, this one draws {side}; "
-        "pass use_resolution_binning=False and the size itself"
+        f"resolution binning knows models of 256, 512, 1024 and 2048 pixels, this one has "
+        f"{side}; pass use_resolution_binning=False and the size itself"
     )
 
 

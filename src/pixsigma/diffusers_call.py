@@ -98,6 +98,7 @@ def call_as_diffusers(
     )
     for step in self.denoised(sampler, drawing):
         x = step.latents
+    assert x is not None
     images = finished(self, x, asked, size, output_type)
     return PipelineOutput(images) if return_dict else (images,)
 

@@ -7,7 +7,7 @@ import secrets
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +20,8 @@ from torch.nn import functional as F
 from pixsigma.errors import InputError, OutputError
 from pixsigma.shapes import Images, Latents
 
-OutputType: TypeAlias = Literal["pil", "np", "pt"]
-
 SETTINGS_KEY = "pixsigma"
 """Name of the PNG text chunk that holds the settings as JSON."""
-
-SDXL_PREVIEW: tuple[tuple[float, float, float], ...] = (
-    (0.473, 0.446, 0.551),
-    (-0.347, 0.034, -0.091),
-    (0.078, 0.196, -0.115),
-    (-0.216, -0.213, -0.054),
-    (0.057, -0.012, -0.037),
-)
-"""Latents of the SDXL autoencoder to RGB: our least-squares fit over smooth colour fields that were
-encoded with TAESDXL, Ollin Boer Bohan's small stand-in for it."""
-
-SD_PREVIEW: tuple[tuple[float, float, float], ...] = (
-    (0.298, 0.207, 0.208),
-    (0.187, 0.286, 0.173),
-    (-0.158, 0.189, 0.264),
-    (-0.184, -0.271, -0.473),
-)
-"""Latents of the SD 1.5 autoencoder to RGB, after Kevin Turner ("keturn"), Hugging Face forum, 2022."""
 
 _LONGEST_STEM = 80
 
@@ -51,8 +31,7 @@ _LONGEST_STEM = 80
 
 def to_numpy(images: Images) -> NDArray[np.float32]:
     """(B, height, width, 3) in [0, 1], clamped."""
-    unit = (images.float() / 2 + 0.5).clamp(0, 1)
-    array: NDArray[np.float32] = unit.permute(0, 2, 3, 1).cpu().numpy()
+    array: NDArray[np.float32] = to_unit(images.float()).permute(0, 2, 3, 1).cpu().numpy()
     return array
 
 
@@ -62,16 +41,9 @@ def to_pil(images: Images) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def convert(images: Images, output_type: str) -> list[Image.Image] | NDArray[np.float32] | Tensor:
-    """As `pil` (list), `np` (B, height, width, 3) or `pt` (B, 3, height, width), both in [0, 1]."""
-    match output_type:
-        case "pil":
-            return to_pil(images)
-        case "np":
-            return to_numpy(images)
-        case "pt":
-            return (images / 2 + 0.5).clamp(0, 1)
-    raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+def to_unit(images: Images) -> Images:
+    """(B, 3, height, width) in [0, 1], clamped."""
+    return (images / 2 + 0.5).clamp(0, 1)
 
 
 def resize_and_crop(images: Images, height: int, width: int) -> Images:
@@ -90,30 +62,20 @@ def resize_and_crop(images: Images, height: int, width: int) -> Images:
     return scaled[:, :, top : top + height, left : left + width]
 
 
-def preview(latents: Latents, matrix: Tensor) -> Images:
-    """A rough picture (B, 3, H, W) by one matrix product, eight times smaller than the real one.
+def preview(latents: Latents, matrix: Tensor) -> Image.Image:
+    """A rough, small picture of the first latents (B, C, H, W): one matrix product, no autoencoder.
 
     `matrix` is (C, 3), or (C + 1, 3) with the bias in its last row.
     """
     channels = latents.shape[1]
-    if matrix.shape not in {(channels, 3), (channels + 1, 3)}:
+    if tuple(matrix.shape) not in {(channels, 3), (channels + 1, 3)}:
         raise InputError(
             f"a preview matrix for {channels} channels must be ({channels}, 3) or "
             f"({channels + 1}, 3), got {tuple(matrix.shape)}"
         )
     matrix = matrix.to(latents.device, torch.float32)
-    mixed = torch.einsum("bchw,cd->bdhw", latents.float(), matrix[:channels])
-    return (mixed + matrix[channels:].sum(0)[:, None, None]).clamp(-1, 1)
-
-
-def fit_preview(latents: Latents, images: Images) -> Tensor:
-    """The (C + 1, 3) matrix that turns these latents into these pictures with least squares."""
-    small = F.adaptive_avg_pool2d(images.float(), latents.shape[-2:])
-    known = latents.float().movedim(1, -1).flatten(0, -2)
-    known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
-    wanted = small.movedim(1, -1).flatten(0, -2)
-    solution: Tensor = torch.linalg.lstsq(known, wanted).solution
-    return solution
+    mixed = torch.einsum("bchw,cd->bdhw", latents[:1].float(), matrix[:channels])
+    return to_pil(mixed + matrix[channels:].sum(0)[:, None, None])[0]
 
 
 # Files

@@ -28,6 +28,7 @@ from pixsigma.weights.folder import save_folder
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
+
 class PixArtSigmaPipeline:
     """PixArt-Σ, PixArt-α and `mini`: text to pictures.
 
@@ -154,9 +155,9 @@ class PixArtSigmaPipeline:
         step has `stage == "done"` and the images. Raises InputError, NotFiniteError,
         OutOfMemoryError.
         """
-        from pixsigma.requests import GenerationRequest, request_from
+        from pixsigma.requests import request_from
 
-        if not isinstance(request, GenerationRequest):
+        if isinstance(request, str):
             request = request_from(prompt=request, **settings)
         side_h, side_w = self.default_size
         height, width = request.height or side_h, request.width or side_w

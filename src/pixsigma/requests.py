@@ -1,4 +1,4 @@
-"""What a person or program asks for, checked at the door: one schema for Python, shell and server."""
+"""What a person or program asks for, checked at the door: one schema for every door."""
 
 import json
 from collections.abc import Mapping
@@ -30,13 +30,14 @@ class GenerationRequest(BaseModel):
     height: Side | None = None
     num_inference_steps: int = Field(20, ge=1, le=1000)
     guidance_scale: float = Field(4.5, ge=0, le=100)
-    """1 or less draws without guidance, in half the time."""
+    """How strongly the text leads; 1 draws without guidance, in half the time."""
     sampler: str = Field("dpm++2m", min_length=1)
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     """Of the first picture; the following ones count up. None draws one."""
     num_images: int = Field(1, ge=1, le=1000)
-    clean_caption: bool = False
-    """Clean and lower-case the prompt first, as PixArt-α was trained; Σ was not."""
+    clean_caption: bool | None = None
+    """Whether to clean and lower-case the prompts first; None does what the model was trained on:
+    PixArt-α with, Σ without."""
     eta: float = Field(0.0, ge=0, le=1)
     """Share of fresh noise in a DDIM step."""
 
@@ -53,15 +54,13 @@ class GenerationRequest(BaseModel):
         return self
 
 
-def build_request(
-    settings: Mapping[str, Any], names: Mapping[str, str] | None = None
-) -> GenerationRequest:
+def request_from(names: Mapping[str, str] | None = None, /, **settings: Any) -> GenerationRequest:
     """Check the settings; raises InputError (SizeError for a size) with one clear message.
 
     `names` maps a field to what the person knows it by, such as a flag of the command line.
     """
     try:
-        return GenerationRequest.model_validate(dict(settings))
+        return GenerationRequest.model_validate(settings)
     except ValidationError as error:
         raise input_error(error, names) from error
 
@@ -79,8 +78,8 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
         return InputError(f"there is no setting {field!r}; known: {known}")
     if first["type"] == "missing":
         return InputError(f"{name} is missing")
-    rule = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return InputError(f"{name} must be {rule}, got {_shown(first['input'])}")
+    rule = first["msg"].replace("Input should", "must").replace("String should", "must")
+    return InputError(f"{name} {rule}, got {_shown(first['input'])}")
 
 
 def parse_prompt_file(
@@ -100,8 +99,7 @@ def parse_prompt_file(
         if not raw.strip():
             continue
         try:
-            settings = {**(defaults or {}), **_parse_line(raw)}
-            requests.append(build_request(settings, names))
+            requests.append(request_from(names, **{**(defaults or {}), **_parse_line(raw)}))
         except (PixsigmaError, ValueError) as error:
             raise PromptFileError(f"line {number} of {path}: {error}") from error
     if not requests:

@@ -9,6 +9,7 @@ Published samplers differ in where their points lie, so a spacing is read in one
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def spaced(
         return authors(schedule, num_steps)
     if spacing in ("karras", "exponential", "lu"):
         ratios = (karras if spacing == "karras" else exponential)(schedule, num_steps)
-        return _at_ratios(schedule, ratios, spacing, points) + (_end(schedule, final),)
+        return (*_at_ratios(schedule, ratios, spacing, points), _end(schedule, final))
     return from_timesteps(schedule, _timesteps(schedule, num_steps, spacing, points, offset), final)
 
 
@@ -80,7 +81,7 @@ def from_timesteps(
     Between two training timesteps sigma / alpha is linear, as in diffusers.
     """
     last = schedule.config.num_train_timesteps - 1
-    falling = all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(timesteps))
     if not timesteps or not falling or timesteps[0] > last or timesteps[-1] < 0:
         raise InputError(f"timesteps must fall and lie between {last} and 0, got {list(timesteps)}")
     levels = [Level.from_ratio(float(t), schedule.ratio_at(t)) for t in timesteps]
@@ -89,7 +90,7 @@ def from_timesteps(
 
 def from_ratios(schedule: NoiseSchedule, ratios: Sequence[float]) -> tuple[Level, ...]:
     """Levels at given sigma / alpha, the end included (diffusers' `sigmas=`); they must fall."""
-    falling = all(a > b for a, b in zip(ratios, ratios[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(ratios))
     if len(ratios) < 2 or not falling or ratios[-1] < 0:
         raise InputError(f"sigmas must be two or more that fall to 0 or above, got {list(ratios)}")
     timesteps = [schedule.timestep_of(r) for r in ratios]
@@ -123,7 +124,7 @@ def align_your_steps(num_steps: int) -> list[float]:
 
 
 def iddpm(num_train_timesteps: int, num_steps: int) -> list[float]:
-    """Respacing "N" of improved DDPM: evenly spaced, rounded (Nichol & Dhariwal 2021, section 4)."""
+    """Respacing "N" of improved DDPM: evenly spaced, rounded (Nichol & Dhariwal 2021)."""
     stride = (num_train_timesteps - 1) / (num_steps - 1)
     position, rising = 0.0, []
     for _ in range(num_steps):

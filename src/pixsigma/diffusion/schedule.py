@@ -12,6 +12,9 @@ from pixsigma.config import ScheduleConfig
 from pixsigma.errors import UnknownNameError
 from pixsigma.shapes import Latents
 
+BETA_SCHEDULES = ("linear", "scaled_linear")
+"""Noise schedules: PixArt's, and that of Stable Diffusion."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -29,7 +32,7 @@ class Level:
 
     @property
     def log_snr(self) -> float:
-        """lambda = log(alpha / sigma): half the log of the signal-to-noise ratio (Lu et al. 2022)."""
+        """lambda = log(alpha / sigma): half the log of signal to noise (Lu et al. 2022)."""
         return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
 
     @staticmethod
@@ -44,7 +47,7 @@ class Level:
 
 
 class NoiseSchedule:
-    """Variance-preserving schedule q(x_t | x0) = N(alpha_t x0, sigma_t²) (Ho et al. 2020, eq. 4)."""
+    """Variance-preserving path q(x_t | x0) = N(alpha_t x0, sigma_t²) (Ho et al. 2020, eq. 4)."""
 
     def __init__(self, config: ScheduleConfig | None = None) -> None:
         self.config = config or ScheduleConfig()
@@ -61,7 +64,7 @@ class NoiseSchedule:
             ends = c.beta_start**0.5, c.beta_end**0.5
             return torch.linspace(*ends, c.num_train_timesteps, dtype=torch.float64) ** 2
         raise UnknownNameError(
-            f"beta_schedule must be linear or scaled_linear, got {c.beta_schedule!r}"
+            f"beta_schedule must be one of {', '.join(BETA_SCHEDULES)}, got {c.beta_schedule!r}"
         )
 
     @cached_property
@@ -90,7 +93,7 @@ class NoiseSchedule:
         return float(np.interp(t, np.arange(len(self.ratios)), self.ratios.numpy()))
 
     def timestep_of(self, ratio: float) -> float:
-        """The fractional timestep with this sigma / alpha, linear in its log, clipped to the ends."""
+        """The fractional timestep of a sigma / alpha, linear in its log, clipped to the ends."""
         logs = self.ratios.log().numpy()
         return float(np.interp(math.log(max(ratio, 1e-10)), logs, np.arange(len(logs))))
 

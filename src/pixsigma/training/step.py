@@ -1,11 +1,12 @@
 """One training step's loss: noise, predict, compare."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixsigma.data.features import Batch
 from pixsigma.diffusion.loss import training_loss
 from pixsigma.diffusion.schedule import NoiseSchedule
+from pixsigma.interfaces import Denoiser
 from pixsigma.training.recipe import LossSection
 
 
@@ -20,7 +21,7 @@ def draw_timesteps(num: int, schedule: NoiseSchedule, how: str, rng: torch.Gener
 
 
 def loss_of_batch(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     schedule: NoiseSchedule,
     batch: Batch,
     section: LossSection,

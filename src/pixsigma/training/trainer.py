@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Trainer:
         self.ema = Ema(self.model, recipe.run.ema_decay)
         self.rng = torch.Generator().manual_seed(recipe.run.seed)
         self.step = 0
-        self.denoiser: nn.Module | Callable[..., Tensor] = self.model
+        self.denoiser: Any = self.model
         if recipe.run.compile:
             self.denoiser = torch.compile(self.model, dynamic=False)
 

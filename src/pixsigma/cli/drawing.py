@@ -1,0 +1,139 @@
+"""The work of `pixsigma generate`: load once, then draw, save and tell, request by request."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import Progress
+
+from pixsigma._version import __version__
+from pixsigma.buckets import size_for_aspect
+from pixsigma.cli.progress import progress_bar, stage, watch
+from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.errors import InputError
+from pixsigma.images import check_writable, picture_stem, write_png
+from pixsigma.placement import choose_device
+from pixsigma.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from pixsigma.pipeline import PixArtSigmaPipeline
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The precisions that the command line knows."""
+
+_FOREIGN_SUFFIXES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one command is to do."""
+
+    requests: list[GenerationRequest]
+    model: str = "mini"
+    out: Path = Path("outputs")
+    """A folder, or a file that ends in .png."""
+    aspect: tuple[int, int] | None = None
+    """Width and height of the shape, for requests that name no size."""
+    device: str = "auto"
+    dtype: str = "auto"
+    text_and_vae: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the pictures go."""
+        return self.out.parent if self.out.suffix.lower() == ".png" else self.out
+
+    def stem(self, request: GenerationRequest, seed: int) -> str:
+        """The name of a picture without its ending."""
+        named = self.out.suffix.lower() == ".png"
+        return self.out.stem if named else picture_stem(request.prompt, seed)
+
+
+def draw_all(job: Job) -> None:
+    """Check everything that can be checked, load, then draw; a result is told as it is saved."""
+    if job.out.suffix.lower() in _FOREIGN_SUFFIXES:
+        raise InputError(f"pixsigma writes PNG files, got --out {job.out}")
+    for request in job.requests:
+        get_sampler(request.sampler)
+    device = choose_device(job.device)
+    dtype = choose_dtype(job.dtype, device)
+    check_writable(job.folder)
+    with progress_bar(job.quiet) as bar:
+        with stage(bar, f"loading {job.model}"):
+            pipe = load(job, dtype).to(device)
+        for number, request in enumerate(job.requests, start=1):
+            title = f"{number}/{len(job.requests)} " if len(job.requests) > 1 else ""
+            for result in draw(pipe, sized(request, job, pipe), job, bar, title):
+                bar.console.file.flush()
+                tell(result, job)
+
+
+def load(job: Job, dtype: torch.dtype) -> "PixArtSigmaPipeline":
+    """The pipeline of the job's model."""
+    from pixsigma.pipeline import PixArtSigmaPipeline
+
+    return PixArtSigmaPipeline.from_pretrained(
+        job.model, torch_dtype=dtype, text_and_vae=job.text_and_vae
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of this name; `auto` is fp32 on a CPU and fp16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise InputError(f"--dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def sized(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
+    """The request with its size and seed settled."""
+    height, width = pipe.default_size
+    if job.aspect:
+        height, width = size_for_aspect(max(pipe.default_size), *job.aspect)
+    given = request.model_dump(exclude_none=True)
+    return GenerationRequest(
+        **{"width": width, "height": height, "seed": secrets.randbelow(2**32)} | given
+    )
+
+
+def draw(
+    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, bar: Progress, title: str
+) -> Iterator[dict[str, Any]]:
+    """Draw one request, write its pictures, yield what is to be told of each."""
+    began = time.perf_counter()
+    done = watch(pipe.stream(request), bar, title)
+    seconds = round(time.perf_counter() - began, 2)
+    for image, seed in zip(done.images, done.seeds, strict=True):
+        settings = request.model_dump() | {
+            "seed": seed,
+            "num_images": 1,
+            "model": job.model,
+            "text_and_vae": job.text_and_vae,
+            "device": str(pipe.device),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "pixsigma": __version__,
+        }
+        path = write_png(image, job.folder, job.stem(request, seed), settings)
+        yield {"path": str(path), "seconds": seconds, **settings}
+
+
+def tell(result: dict[str, Any], job: Job) -> None:
+    """Say on stdout where a picture lies and what it is."""
+    if job.json:
+        line = json.dumps(result, ensure_ascii=False)
+    elif job.quiet:
+        line = result["path"]
+    else:
+        line = (
+            f"{result['path']}  {result['width']}x{result['height']}  seed {result['seed']}  "
+            f"{result['model']}  {result['seconds']:.1f} s"
+        )
+    print(line, flush=True)

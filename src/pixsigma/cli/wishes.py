@@ -1,0 +1,39 @@
+"""From flags and prompt files to checked requests; nothing heavy is imported for a typing error."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pixsigma.cli.generate import FLAGS
+from pixsigma.errors import InputError
+from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
+
+
+def wanted(
+    prompts: Sequence[str],
+    file: Path | None,
+    settings: dict[str, Any],
+    size: str | None,
+    aspect: str | None,
+) -> list[GenerationRequest]:
+    """The requests of one command, those of the command line first; raises InputError."""
+    if not prompts and file is None:
+        raise InputError("there is nothing to draw: give a prompt in quotes, or --prompts FILE")
+    if size and aspect:
+        raise InputError("give --size or --aspect, not both")
+    if size:
+        width, height = parse_pair(size, "x", "--size")
+        settings = {**settings, "width": width, "height": height}
+    requests = [request_from(FLAGS, **settings, prompt=prompt) for prompt in prompts]
+    if file is not None:
+        requests += parse_prompt_file(file, settings, FLAGS)
+    return requests
+
+
+def parse_pair(text: str, separator: str, flag: str) -> tuple[int, int]:
+    """Two whole numbers such as 1024x768 or 16:9; raises InputError."""
+    left, found, right = text.lower().replace("×", "x").partition(separator)
+    if not (found and left.isdecimal() and right.isdecimal() and int(left) and int(right)):
+        example = "1024x768" if separator == "x" else "16:9"
+        raise InputError(f"{flag} must be width{separator}height such as {example}, got {text!r}")
+    return int(left), int(right)

@@ -1,0 +1,140 @@
+"""What a transformer is, told by the names and shapes of its tensors alone."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pixsigma.config import KVCompression, TransformerConfig
+from pixsigma.errors import MismatchError
+from pixsigma.presets import Variant
+from pixsigma.weights.files import Spec
+from pixsigma.weights.keymaps import transformer_names
+from pixsigma.weights.renaming import KeyMap
+from pixsigma.weights.files import Tensors
+
+HEAD_DIM = 72
+"""K of every published PixArt."""
+
+_SIDES = (
+    (r"(?<![0-9])4k(?![a-z0-9])", 4096),
+    (r"(?<![0-9])2k(?![a-z0-9])|(?<![0-9])2048(?![0-9])", 2048),
+    (r"(?<![0-9])1024(?![0-9])", 1024),
+    (r"(?<![0-9])512(?![0-9])", 512),
+    (r"(?<![0-9])256(?![0-9])", 256),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detected:
+    """What the file tells, and whose names it has."""
+
+    config: TransformerConfig
+    variant: Variant
+    keymap: KeyMap
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures that it was trained on."""
+        return self.config.sample_size * 8
+
+
+def detect_transformer(
+    tensors: Tensors,
+    name: str = "",
+    *,
+    resolution: int | None = None,
+    variant: Variant | None = None,
+    attention_head_dim: int | None = None,
+) -> Detected:
+    """Read the config off names and shapes; `name` is the file's, and hints go before all.
+
+    Nothing in the tensors of Σ tells the resolution, except a position table that older files
+    keep. Σ is assumed unless caption table, size conditions or name say α.
+    Raises MismatchError where something cannot be told.
+    """
+    keymap = transformer_names(tensors)
+    original = {name: tensors.specs[key] for name, key in _plain(tensors).items()}
+    specs = keymap.to_ours(tensors).specs
+    try:
+        shape = _network(specs, attention_head_dim)
+    except (KeyError, IndexError) as error:
+        raise MismatchError(f"{name or 'the file'} is no whole PixArt transformer: no {error}") from error
+    conditions = "csize_embedder.mlp.0.weight" in specs
+    kind = variant or _variant(original, name, conditions)
+    side = resolution or _side(original, name, conditions)
+    scale = side / 512
+    config = TransformerConfig(
+        **shape,
+        sample_size=side // 8,
+        interpolation_scale=scale if kind == "sigma" else max(scale, 1.0),
+        use_additional_conditions=conditions,
+        qk_norm="blocks.0.attn.q_norm.weight" in specs,
+        kv_compression=_compression(specs),
+    )
+    return Detected(config=config, variant=kind, keymap=keymap)
+
+
+def _network(specs: Mapping[str, Spec], head_dim: int | None) -> dict[str, int]:
+    """The numbers that shapes tell."""
+    width, in_channels, patch = specs["x_embedder.proj.weight"].shape[:3]
+    blocks = {int(m[1]) for key in specs if (m := re.match(r"blocks\.(\d+)\.", key))}
+    if blocks != set(range(len(blocks))):
+        raise MismatchError(f"blocks must be numbered from 0 without a gap, got {sorted(blocks)}")
+    head = head_dim or HEAD_DIM
+    if width % head:
+        raise MismatchError(
+            f"the size of a head is not told by the tensors: {head} does not divide the width "
+            f"{width}; pass attention_head_dim, or a folder with config.json"
+        )
+    return {
+        "num_layers": len(blocks),
+        "num_attention_heads": width // head,
+        "attention_head_dim": head,
+        "in_channels": in_channels,
+        "out_channels": specs["final_layer.linear.weight"].shape[0] // patch**2,
+        "patch_size": patch,
+        "caption_channels": specs["y_embedder.y_proj.fc1.weight"].shape[1],
+    }
+
+
+def _compression(specs: Mapping[str, Spec]) -> KVCompression | None:
+    ratios = {
+        int(m[1]): spec.shape[-1]
+        for key, spec in specs.items()
+        if (m := re.fullmatch(r"blocks\.(\d+)\.attn\.sr\.weight", key))
+    }
+    if not ratios:
+        return None
+    if len(set(ratios.values())) > 1:
+        raise MismatchError(f"KV compression must have one ratio in all layers, got {ratios}")
+    return KVCompression(layers=tuple(sorted(ratios)), ratio=next(iter(ratios.values())))
+
+
+def _plain(tensors: Tensors) -> dict[str, str]:
+    """Names without the prefixes of other programs, what a key map would drop included."""
+    return {re.sub(r"^(?:model\.diffusion_model\.|base_model\.|model\.|module\.)+", "", k): k for k in tensors}
+
+
+def _variant(specs: Mapping[str, Spec], name: str, conditions: bool) -> Variant:
+    captions = specs.get("y_embedder.y_embedding")
+    if conditions or (captions and captions.shape[0] == 120):
+        return "alpha"
+    told = re.search(r"alpha|PixArt-XL", name) and not re.search(r"sigma", name, re.IGNORECASE)
+    return "alpha" if told and captions is None else "sigma"
+
+
+def _side(specs: Mapping[str, Spec], name: str, conditions: bool) -> int:
+    """Side in pixels; size conditions exist at 1024 only."""
+    table = specs.get("pos_embed") or specs.get("pos_embed.pos_embed")
+    if table and len(table.shape) == 3:
+        return math.isqrt(table.shape[1]) * 16
+    if conditions:
+        return 1024
+    for pattern, side in _SIDES:
+        if re.search(pattern, name, re.IGNORECASE):
+            return side
+    raise MismatchError(
+        f"the resolution is told neither by the tensors nor by the name {name!r}, and a wrong one "
+        "draws noise; pass resolution=256, 512, 1024 or 2048"
+    )

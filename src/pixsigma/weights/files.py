@@ -1,0 +1,265 @@
+"""Weights files: read without running what is in them, tensor by tensor; written whole or not at all."""
+
+import json
+import os
+import pickle
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pixsigma.errors import (
+    CorruptWeightsError,
+    InputError,
+    MismatchError,
+    MissingWeightsError,
+    OutputError,
+    UnsafeWeightsError,
+)
+
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+"""Suffixes of what `torch.save` writes."""
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in memory."""
+        return self.num_elements * self.dtype.itemsize
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape."""
+        return int(torch.Size(self.shape).numel())
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Named tensors whose shapes are known and whose values are read when asked for."""
+
+    def __init__(self, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
+        self.specs = dict(specs)
+        self._read = read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
+        """A view of tensors that are in memory already."""
+        if isinstance(tensors, cls):
+            return tensors
+        specs = {key: Spec(tuple(value.shape), value.dtype) for key, value in tensors.items()}
+        return cls(specs, tensors.__getitem__)
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self.specs:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in memory if all were read."""
+        return sum(spec.num_bytes for spec in self.specs.values())
+
+
+def open_tensors(path: Path | str, *, ema: bool = False) -> Tensors:
+    """Open `.safetensors`, a sharded `.index.json`, or a pickle of `torch.save`, memory-mapped.
+
+    `ema` takes the averaged weights of a training file. Raises MissingWeightsError,
+    CorruptWeightsError, UnsafeWeightsError (a pickle with code in it) or MismatchError (no weights
+    inside).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(f"a weights file must exist, there is none at {path}")
+    if path.suffix == ".json":
+        return _open_sharded(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in PICKLES:
+        return Tensors.of(_state_dict(_unpickle(path), path, ema))
+    raise MissingWeightsError(
+        f"weights are .safetensors or {', '.join(PICKLES)}, got {path.name}; rename or convert it"
+    )
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The free text that a `.safetensors` file carries; empty for any other file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with _reading(Path(path)), safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path | str, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `.safetensors`, or the authors' `{"state_dict": ...}` for a pickle's suffix.
+
+    Raises OutputError where the file cannot be written; then what was there before is untouched.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise InputError(f"weights are written as .safetensors or .pth, got {path.name}")
+    solid = {key: tensors[key].contiguous() for key in tensors}
+    with atomic_write(path) as temp:
+        if path.suffix == ".safetensors":
+            save_file(solid, str(temp), metadata={"format": "pt", **(metadata or {})})
+        else:
+            # A view would drag the whole storage that it looks into along.
+            torch.save({"state_dict": {k: v.clone() for k, v in solid.items()}}, temp)
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a path to write to; at the end it takes the place of `path`, on failure it is removed.
+
+    Raises OutputError for whatever the file system refuses.
+    """
+    path = Path(path)
+    # The same folder, since a rename is atomic only within one file system.
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temp
+        with temp.open("rb+") as written:
+            os.fsync(written.fileno())
+        temp.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}; is there room, and the right?") from error
+    except RuntimeError as error:
+        # torch.save reports a full disk or a missing right as a RuntimeError of its zip writer.
+        if "PytorchStreamWriter" not in str(error) and "cannot be opened" not in str(error):
+            raise
+        raise OutputError(f"cannot write {path}: {error}") from error
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as temp:
+        temp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object; raises MissingWeightsError or CorruptWeightsError."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingWeightsError(f"a model folder needs {path.name}, there is none at {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CorruptWeightsError(f"{path} must be JSON: {error}; fetch it again") from error
+    if not isinstance(value, dict):
+        raise CorruptWeightsError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    with _reading(path):
+        file = safe_open(str(path), framework="pt")
+        specs = {}
+        for key in file.keys():  # noqa: SIM118 - a handle, not a mapping
+            part = file.get_slice(key)
+            specs[key] = Spec(tuple(part.get_shape()), _dtype(part.get_dtype(), path))
+    return Tensors(specs, file.get_tensor)
+
+
+def _dtype(name: str, path: Path) -> torch.dtype:
+    if name not in SAFETENSORS_DTYPES:
+        raise MismatchError(f"{path} holds tensors of type {name}, which pixsigma does not know")
+    return SAFETENSORS_DTYPES[name]
+
+
+def _open_sharded(index: Path) -> Tensors:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CorruptWeightsError(f"{index} must have a weight_map from tensor to file")
+    # A name in the index must not lead out of its folder.
+    names = sorted({Path(str(name)).name for name in places.values()})
+    shards = {name: open_tensors(index.parent / name) for name in names}
+    owner = {key: shards[Path(str(name)).name] for key, name in places.items()}
+    lost = [key for key, shard in owner.items() if key not in shard.specs]
+    if lost:
+        raise CorruptWeightsError(f"{index} names {len(lost)} tensors that are in no file: {lost[0]}")
+    return Tensors(
+        {key: shard.specs[key] for key, shard in owner.items()}, lambda key: owner[key][key]
+    )
+
+
+def _unpickle(path: Path) -> Any:
+    """Only tensors and plain containers come out; files of torch >= 1.6 are memory-mapped."""
+    with path.open("rb") as file:
+        mapped = file.read(4) == b"PK\x03\x04"
+    with _reading(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the readers raise into our errors."""
+    again = "is it whole? compare its size, or fetch it again"
+    try:
+        yield
+    except MismatchError:
+        raise
+    except pickle.UnpicklingError as error:
+        told = re.search(r"(?:GLOBAL|global|class|operand|function)\W+([\w.]+\.\w+)", str(error))
+        if not re.search(r"[Uu]nsupported|not allowed|blocked", str(error)):
+            raise CorruptWeightsError(f"{path} is not a readable pickle; {again}") from error
+        raise UnsafeWeightsError(
+            f"a weights file must hold tensors only, {path} asks to run "
+            f"{told[1] if told else 'code'}; get it as .safetensors, or convert it where you trust it"
+        ) from error
+    except PermissionError as error:
+        raise MissingWeightsError(f"{path} must be readable: {error}") from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CorruptWeightsError(f"{path} cannot be read ({reason}); {again}") from error
+
+
+def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        raise MismatchError(
+            f"{path} must hold a dictionary of tensors, it holds a {type(content).__name__}"
+        )
+    if ema and "state_dict_ema" not in content:
+        raise MismatchError(f"{path} holds no averaged weights (state_dict_ema); ask without ema")
+    inner = content["state_dict_ema" if ema else "state_dict"] if "state_dict" in content else content
+    tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise MismatchError(f"{path} holds no tensors; its first keys are {list(content)[:5]}")
+    return tensors

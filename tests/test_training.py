@@ -1,0 +1,191 @@
+"""The run: every row once an epoch, exact resumption, a loss that falls."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pixsigma.data.features import FeatureSet, epoch_order
+from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
+from pixsigma.training.ema import Ema
+from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
+from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
+from pixsigma.training.trainer import Trainer
+
+RECIPE = """
+features = "{features}"
+[model]
+num_layers = 2
+num_attention_heads = 2
+attention_head_dim = 16
+caption_channels = 12
+sample_size = 4
+interpolation_scale = 0.0625
+[optimizer]
+name = "{optimizer}"
+learning_rate = 2e-3
+warmup_steps = 2
+[run]
+steps = {steps}
+batch_size = 3
+checkpoint_every = 4
+log_every = 2
+"""
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "features.safetensors"
+    tensors = {
+        "mean": torch.randn(7, 4, 4, 4),
+        "std": torch.rand(7, 4, 4, 4) * 0.01,
+        "text": torch.randn(5, 6, 12),
+        "text_mask": torch.ones(5, 6, dtype=torch.bool),
+        "captions": torch.tensor([[0, 1], [2, -1], [3, 4], [0, -1], [1, 2], [4, -1], [3, 0]]),
+        "null_text": torch.zeros(1, 6, 12),
+        "null_mask": torch.tensor([[True] + [False] * 5]),
+    }
+    save_file(tensors, path)
+    return path
+
+
+def recipe(features: Path, steps: int = 8, optimizer: str = "adamw") -> Recipe:
+    path = features.with_name("recipe.toml")
+    path.write_text(RECIPE.format(features=features, steps=steps, optimizer=optimizer))
+    return read_recipe(path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_ends_as_one_never_stopped(
+    features: Path, tmp_path: Path, optimizer: str
+) -> None:
+    plan = recipe(features, optimizer=optimizer)
+    whole = Trainer(plan, tmp_path / "whole")
+    list(whole.run())
+
+    killed = Trainer(plan, tmp_path / "killed")
+    for progress in killed.run():
+        if progress.step == 6:  # the checkpoint is of step 4: two steps are lost and done again
+            break
+    resumed = Trainer(plan, tmp_path / "killed")
+    resumed.resume()
+    assert resumed.step == 4
+    list(resumed.run())
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    for name, value in whole.ema.shadow.items():
+        assert torch.equal(resumed.ema.shadow[name], value), name
+    assert (tmp_path / "killed" / "model" / "transformer" / "config.json").is_file()
+
+
+def test_the_loss_falls(features: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(features, steps=120, optimizer="muon"), tmp_path / "run")
+    losses = [p.loss for p in trainer.run()]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_every_row_comes_once_an_epoch(features: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(features), tmp_path / "run")
+    seen = []
+    trainer.data = FeatureSet.load(features)
+    original = FeatureSet.batch
+
+    class Spy:
+        def __len__(self) -> int:
+            return 7
+
+        def batch(self, rows: torch.Tensor, drop: float, rng: torch.Generator) -> object:
+            seen.extend(rows.tolist())
+            return original(FeatureSet.load(features), rows, drop, rng)
+
+    trainer.data = Spy()  # type: ignore[assignment]
+    for trainer.step in range(7):  # 21 rows: three epochs, batches across their borders
+        trainer.next_batch()
+    for epoch in range(3):
+        assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == list(range(7))
+    assert seen[:7] != seen[7:14]
+    assert seen[:7] == epoch_order(7, 0, seed=0).tolist()
+
+
+def test_dropped_captions_become_the_empty_one(features: Path) -> None:
+    data = FeatureSet.load(features)
+    rng = torch.Generator().manual_seed(0)
+    batch = data.batch(torch.arange(7), 1.0, rng)
+    assert (batch.text.embeddings == 0).all()
+    assert (batch.text.mask.sum(dim=1) == 1).all()
+    kept = data.batch(torch.arange(7), 0.0, rng)
+    for row, captions in zip(kept.text.embeddings, data.captions, strict=True):
+        assert any(torch.equal(row, data.text[c]) for c in captions[captions >= 0])
+
+
+def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(
+    features: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(recipe(features), tmp_path / "run")
+    run = trainer.run()
+    next(run), next(run), next(run)
+    good = trainer.checkpoint_path.read_bytes()
+    with torch.no_grad():
+        trainer.model.final_layer.linear.weight.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="last checkpoint is intact"):
+        list(run)
+    assert trainer.checkpoint_path.read_bytes() == good
+
+
+def test_orthogonalized_brings_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 8, 20), (2, 20, 8)):
+        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_muon_takes_the_matrices_of_blocks_and_each_weight_has_one_optimizer(
+    features: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(recipe(features, optimizer="muon"), tmp_path / "run")
+    muon, adamw = optimizers(trainer.model, trainer.recipe.optimizer)
+    assert isinstance(muon, Muon)
+    groups = [id(p) for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
+    assert sorted(groups) == sorted(id(p) for p in trainer.model.parameters())
+    assert len(muon.param_groups[0]["params"]) == 2 * 7
+
+
+def test_ema_is_the_weighted_mean_of_what_it_saw() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = Ema(model, decay=0.9)
+    expected = 0.0
+    for n, value in enumerate([1.0, 2.0, 5.0]):
+        torch.nn.init.constant_(model.weight, value)
+        ema.update(model)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.shadow["weight"].item() == pytest.approx(expected)
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
+    section = OptimizerSection(learning_rate=1.0, warmup_steps=10, cooldown_share=0.2)
+    rates = [rate_at(step, 100, section) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert all(rate == 1 for rate in rates[10:80])
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.05)
+
+
+def test_wrong_recipes_and_features_are_told(features: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(RECIPE.format(features=features, steps=8, optimizer="sgd"))
+    with pytest.raises(InputError, match="optimizer.name"):
+        read_recipe(path)
+    with pytest.raises(InputError, match="run.stpes"):
+        good = tmp_path / "good.toml"
+        good.write_text(RECIPE.format(features=features, steps=8, optimizer="muon"))
+        read_recipe(good, {"run.stpes": 3})
+    with pytest.raises(MissingWeightsError):
+        FeatureSet.load(tmp_path / "nothing")
+    save_file({"mean": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(MismatchError, match="lacks"):
+        FeatureSet.load(tmp_path / "other.safetensors")
