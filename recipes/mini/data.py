@@ -28,16 +28,24 @@ LISTING = Path(__file__).with_name("things.txt")
 STYLES = ("3D", "flat")
 COLOURED_PLACEMENTS = 4
 HELD_OUT_SHARE = 0.05
+
+
+def _names(listed: str) -> list[str]:
+    return listed.split("|")
+
+
 # Always trained on in both styles: the prompts of the model card are made of them.
 KEPT = frozenset(
-    "cactus|red apple|green apple|cat|cat face|dog|house|house with garden|automobile|"
-    "evergreen tree|deciduous tree|palm tree|sun|sun with face|fish|tropical fish|desert|"
-    "grinning face|smiling face|star|crescent moon|rocket|pizza".split("|")
+    _names(
+        "cactus|red apple|green apple|cat|cat face|dog|house|house with garden|automobile|"
+        "evergreen tree|deciduous tree|palm tree|sun|sun with face|fish|tropical fish|desert|"
+        "grinning face|smiling face|star|crescent moon|rocket|pizza"
+    )
 )
-FACED = (
+FACED = _names(
     "red apple|lemon|tomato|potato|egg|cloud|balloon|star|tangerine|pear|peach|onion|"
     "droplet|mushroom|pineapple|banana|eggplant|light bulb|full moon"
-).split("|")
+)
 # x, y, width of the face as parts of the art's frame, where its middle is no good place.
 FACE_ANCHORS = {
     "cactus": (0.52, 0.27, 0.28),
@@ -103,7 +111,7 @@ def composed_plan(rng: random.Random) -> Iterator[tuple[str, str, str, bool]]:
         yield name, "", rng.choice(("happy", "sad")), rng.random() < 0.5
         yield name, rng.choice(("desert", "meadow", "beach")), "happy", rng.random() < 0.5
     for scene, names in IN_SCENE.items():
-        for name in names.split("|"):
+        for name in _names(names):
             yield name, scene, "", rng.random() < 0.5
 
 
@@ -175,7 +183,9 @@ def write_references(out: Path, things: list[Thing], art: Art) -> None:
 def write_training(out: Path, things: list[Thing], art: Art, seed: int) -> tuple[int, int]:
     """Pictures and captions for training, and the list of held-out pairs; returns both counts."""
     rng = random.Random(seed)
-    held_out, rows, kept_away = choose_held_out(things, rng), [], []
+    held_out = choose_held_out(things, rng)
+    rows: list[Row] = []
+    kept_away: list[Row] = []
     (out / "images").mkdir(parents=True, exist_ok=True)
 
     def keep(picture: Image.Image, row: Row) -> None:

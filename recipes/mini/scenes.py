@@ -11,6 +11,7 @@ SIDE = 256
 # Shapes are drawn larger and reduced, which smooths their edges.
 OVER = 2
 Rgb = tuple[int, int, int]
+Rgba = tuple[int, int, int, int]
 
 COLOURS: dict[str, Rgb] = {
     "light blue": (173, 216, 240),
@@ -98,7 +99,9 @@ def with_face(
     return base
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, rx: float, ry: float, fill: tuple) -> None:
+def _disc(
+    draw: ImageDraw.ImageDraw, x: float, y: float, rx: float, ry: float, fill: Rgb | Rgba
+) -> None:
     draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
 
 

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import resvg_py
 from PIL import Image
@@ -161,7 +162,7 @@ def _raster_art(folder: Path, things: list[Thing]) -> Iterator[tuple[tuple[str, 
                 yield ("3D", thing.name), Image.open(io.BytesIO(file.read())).convert("RGBA")
 
 
-def _draw_icon(icons: dict, key: str) -> Image.Image:
+def _draw_icon(icons: dict[str, Any], key: str) -> Image.Image:
     icon = icons["icons"][key]
     size = [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
     svg = (

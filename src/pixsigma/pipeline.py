@@ -172,8 +172,12 @@ class PixArtSigmaPipeline:
         prepare = cleaned_twice if clean else str.strip
         text = self.encode([prepare(request.prompt)])
         negative = None
-        if request.guidance_scale != 1:
-            negative = self.encode([prepare(request.negative_prompt)])
+        if request.guidance_scale > 1:
+            negative = (
+                self.encode_null(text)
+                if request.null_caption == "prompt"
+                else self.encode([prepare(request.negative_prompt)])
+            )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawing = self.drawing(
             text, negative, request.guidance_scale, levels, (height, width), generators
@@ -202,6 +206,18 @@ class PixArtSigmaPipeline:
             return self.text_encoder.encode(
                 prompts, max_length=max_tokens or self.max_tokens, device=self.device
             )
+
+    @torch.no_grad()
+    def encode_null(self, text: TextFeatures) -> TextFeatures:
+        """The authors' null caption: T5's answer to "" with its padding, seen through the mask of
+        `text` (B, L, E), as in their training and sampling; diffusers uses the mask of "" itself.
+        """
+        with self.placement.running(self.text_encoder.encoder):
+            null = self.text_encoder.encode(
+                [""], max_length=self.max_tokens, pad_to_max_length=True, device=self.device
+            )
+        num, length = text.mask.shape
+        return TextFeatures(null.embeddings[:, :length].expand(num, -1, -1), text.mask)
 
     @torch.no_grad()
     def denoised(self, sampler: Sampler, drawing: Drawing) -> Iterator[Step]:

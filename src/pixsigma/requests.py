@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,7 +30,7 @@ class GenerationRequest(BaseModel):
     height: Side | None = None
     num_inference_steps: int = Field(20, ge=1, le=1000)
     guidance_scale: float = Field(4.5, ge=0, le=100)
-    """How strongly the text leads; 1 draws without guidance, in half the time."""
+    """How strongly the text leads; 1 or less draws without guidance, in half the time."""
     sampler: str = Field("dpm++2m", min_length=1)
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
     """Of the first picture; the following ones count up. None draws one."""
@@ -38,6 +38,9 @@ class GenerationRequest(BaseModel):
     clean_caption: bool | None = None
     """Whether to clean and lower-case the prompts first; None does what the model was trained on:
     PixArt-α with, Σ without."""
+    null_caption: Literal["own", "prompt"] = "own"
+    """Whose mask the empty negative prompt has: its own, as in diffusers, or that of the prompt,
+    as in the authors' code."""
     eta: float = Field(0.0, ge=0, le=1)
     """Share of fresh noise in a DDIM step."""
 
@@ -47,6 +50,11 @@ class GenerationRequest(BaseModel):
             raise InputError("give both width and height, or neither for the model's native size")
         if self.width is not None and self.height is not None:
             check_size(self.width, self.height)
+        if self.null_caption == "prompt" and self.negative_prompt:
+            raise InputError(
+                "null_caption='prompt' is for the empty negative prompt; "
+                f"got {self.negative_prompt!r} beside it"
+            )
         if self.seed is not None and self.seed + self.num_images - 1 > LARGEST_SEED:
             raise InputError(
                 f"{self.num_images} pictures count the seed beyond {LARGEST_SEED}, got {self.seed}"

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import Progress
 
 from pixsigma._version import __version__
 from pixsigma.buckets import size_for_aspect
-from pixsigma.cli.progress import progress_bar, stage, watch
+from pixsigma.cli.progress import stage, watch
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_png
 from pixsigma.placement import choose_device
-from pixsigma.requests import GenerationRequest
+from pixsigma.requests import GenerationRequest, request_from
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -65,14 +64,12 @@ def draw_all(job: Job) -> None:
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
     check_writable(job.folder)
-    with progress_bar(job.quiet) as bar:
-        with stage(bar, f"loading {job.model}"):
-            pipe = load(job, dtype).to(device)
-        for number, request in enumerate(job.requests, start=1):
-            title = f"{number}/{len(job.requests)} " if len(job.requests) > 1 else ""
-            for result in draw(pipe, sized(request, job, pipe), job, bar, title):
-                bar.console.file.flush()
-                tell(result, job)
+    with stage(f"loading {job.model}", job.quiet):
+        pipe = load(job, dtype).to(device)
+    for number, request in enumerate(job.requests, start=1):
+        title = f"{number}/{len(job.requests)} " if len(job.requests) > 1 else ""
+        for result in draw(pipe, settled(request, job, pipe), job, title):
+            tell(result, job)
 
 
 def load(job: Job, dtype: torch.dtype) -> "PixArtSigmaPipeline":
@@ -93,23 +90,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def sized(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
+def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
     """The request with its size and seed settled."""
     height, width = pipe.default_size
     if job.aspect:
         height, width = size_for_aspect(max(pipe.default_size), *job.aspect)
-    given = request.model_dump(exclude_none=True)
-    return GenerationRequest(
-        **{"width": width, "height": height, "seed": secrets.randbelow(2**32)} | given
-    )
+    defaults = {"width": width, "height": height, "seed": secrets.randbelow(2**32)}
+    return request_from(**defaults | request.model_dump(exclude_none=True))
 
 
 def draw(
-    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, bar: Progress, title: str
+    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, title: str
 ) -> Iterator[dict[str, Any]]:
     """Draw one request, write its pictures, yield what is to be told of each."""
     began = time.perf_counter()
-    done = watch(pipe.stream(request), bar, title)
+    done = watch(pipe.stream(request), title, job.quiet)
     seconds = round(time.perf_counter() - began, 2)
     for image, seed in zip(done.images, done.seeds, strict=True):
         settings = request.model_dump() | {

@@ -1,13 +1,65 @@
 """`pixsigma info`: what a weights file, a model's folder or a picture is."""
 
+import dataclasses
+import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from pixsigma.weights.info import WeightsInfo
+
 
 def info(
-    path: Annotated[Path, typer.Argument(help="Weights, a folder, or a picture drawn by us.")],
+    name: Annotated[
+        str, typer.Argument(metavar="PATH", help="Weights, a folder, mini, or a picture of ours.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell what a weights file, a folder or a picture is."""
+    if name.lower().endswith(".png"):
+        from pixsigma.images import read_settings
+
+        settings = read_settings(Path(name))
+        typer.echo(jsonlib.dumps(settings, ensure_ascii=False) if json else table(settings))
+        return
+    from pixsigma.weights.build import resolve
+    from pixsigma.weights.info import describe
+    from pixsigma.weights.locate import FileChoice
+
+    known = describe(resolve(name, ["transformer"], FileChoice(offline=True)))
+    if json:
+        typer.echo(jsonlib.dumps(dataclasses.asdict(known), default=str))
+    else:
+        typer.echo(table(told(known)))
+
+
+def told(known: "WeightsInfo") -> dict[str, Any]:
+    """What a person wants to know of weights."""
+    from pixsigma.cli.names import size
+
+    compressed = known.kv_compression
+    facts: dict[str, Any] = {
+        "path": f"{known.path} ({known.kind}, {size(known.bytes_on_disk)})",
+        "variant": f"{known.variant}, {known.resolution}px",
+        "transformer": f"{known.num_layers} layers, width {known.width}, "
+        f"{known.num_attention_heads} heads",
+        "names": known.names,
+        "qk norm": "yes" if known.qk_norm else "no",
+        "KV compression": f"{compressed.ratio}x in layers {', '.join(map(str, compressed.layers))}"
+        if compressed
+        else "no",
+    }
+    for part in known.parts:
+        facts[f"{part.name} weights"] = (
+            f"{part.num_parameters:,} parameters, {part.precision}, {size(part.num_bytes)}"
+        )
+    return facts | {"memory needed": f"about {size(known.bytes_in_memory)}"}
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Names and values in two columns, without what is not set."""
+    width = max(map(len, facts), default=0)
+    rows = {name: value for name, value in facts.items() if value not in (None, "")}
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items())

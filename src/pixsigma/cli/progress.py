@@ -15,39 +15,40 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(compact=True),
     )
     hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    # rich would send what is printed meanwhile to stderr; results belong on stdout
+    with Progress(
+        *columns, console=console, transient=True, disable=hidden, redirect_stdout=False
+    ) as bar:
         yield bar
 
 
 @contextmanager
-def stage(bar: Progress, description: str) -> Iterator[None]:
+def stage(description: str, quiet: bool) -> Iterator[None]:
     """A stage of unknown length."""
-    task = bar.add_task(description, total=None, count="")
-    try:
+    with progress_bar(quiet) as bar:
+        bar.add_task(description, total=None, count="")
         yield
-    finally:
-        bar.remove_task(task)
 
 
-def watch(steps: Iterator[Step], bar: Progress, title: str) -> Step:
+def watch(steps: Iterator[Step], title: str, quiet: bool) -> Step:
     """Show every step; return the last, which holds the pictures."""
-    task = bar.add_task(title, total=None, count="")
     last = None
-    for last in steps:
-        counted = last.stage == "denoising"
-        bar.update(
-            task,
-            description=f"{title}{last.stage}",
-            completed=last.index if counted else 0,
-            count=f"{last.index}/{last.total}" if counted else "",
-        )
-        bar.tasks[bar.task_ids.index(task)].total = last.total if counted else None
-    bar.remove_task(task)
+    with progress_bar(quiet) as bar:
+        task = bar.add_task(title, total=None, count="")
+        for last in steps:
+            counted = last.stage == "denoising"
+            bar.update(
+                task,
+                description=f"{title}{last.stage}",
+                completed=last.index if counted else 0,
+                count=f"{last.index}/{last.total}" if counted else "",
+            )
+            bar.tasks[0].total = last.total if counted else None
     assert last is not None and last.stage == "done", "a pipeline ends with its pictures"
     return last

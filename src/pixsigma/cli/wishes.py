@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pixsigma.cli.generate import FLAGS
+from pixsigma.buckets import size_for_aspect
+from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
 
@@ -28,6 +29,15 @@ def wanted(
     if file is not None:
         requests += parse_prompt_file(file, settings, FLAGS)
     return requests
+
+
+def parse_aspect(text: str | None) -> tuple[int, int] | None:
+    """Width and height of a shape such as 16:9; raises InputError, SizeError beyond 1:4 and 4:1."""
+    if text is None:
+        return None
+    width, height = parse_pair(text, ":", "--aspect")
+    size_for_aspect(1024, width, height)
+    return width, height
 
 
 def parse_pair(text: str, separator: str, flag: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ class Tokenizer:
     """Sentencepiece with what T5 adds: an end token, padding, sentinels written out in the text."""
 
     def __init__(self, path: Path | str, max_length: int = 300) -> None:
-        """Read `spiece.model`; `max_length` counts the end token (300 for Σ, 120 for α).
+        """Read `spiece.model`, or the `tokenizer.json` that transformers 5 writes in its place.
+
+        `max_length` counts the end token (300 for Σ, 120 for α).
 
         Raises MissingWeightsError where there is no such file, InputError for a length below 1.
         """
@@ -38,7 +41,7 @@ class Tokenizer:
         if not Path(path).is_file():
             raise MissingWeightsError(
                 f"the tokenizer needs a sentencepiece file, there is none at {path}; "
-                "a T5 folder has it as tokenizer/spiece.model"
+                "a T5 folder has it as tokenizer/spiece.model or tokenizer/tokenizer.json"
             )
         self.max_length = max_length
         self._pieces = _open(Path(path))
@@ -55,7 +58,8 @@ class Tokenizer:
         Warns with the text that was cut off where a prompt is longer than `max_length`.
         """
         limit = max_length or self.max_length
-        rows = [self._cut(self.ids(prompt), limit) for prompt in prompts]
+        # map, as the frame of a comprehension would make the warning point here.
+        rows = list(map(self._cut, map(self.ids, prompts), repeat(limit)))
         length = limit if pad_to_max_length else max(map(len, rows), default=1)
         ids = torch.full((len(rows), length), PAD, dtype=torch.int64)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -80,6 +84,11 @@ class Tokenizer:
         size = self._pieces.vocab_size()
         decoded: str = self._pieces.decode([i for i in ids if UNKNOWN < i < size])
         return decoded
+
+    def serialized(self) -> bytes:
+        """The sentencepiece file, `spiece.model`, as it was read."""
+        content: bytes = self._pieces.serialized_model_proto()
+        return content
 
     def _special_id(self, token: str) -> int:
         fixed = {"<pad>": PAD, "</s>": END, "<unk>": UNKNOWN}

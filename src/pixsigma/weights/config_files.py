@@ -86,7 +86,7 @@ def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
 
 
 def transformer_json(config: TransformerConfig) -> dict[str, Any]:
-    """What `transformer_config` reads; our own keys only where diffusers could not run it anyway."""
+    """What `transformer_config` reads; with our own keys only where diffusers cannot run it."""
     own: dict[str, Any] = {"qk_norm": True} if config.qk_norm else {}
     if config.kv_compression:
         own["kv_compression"] = asdict(config.kv_compression)
@@ -150,7 +150,9 @@ def t5_config(values: Mapping[str, Any]) -> T5Config:
     _check_fixed(values, _T5_FIXED, "text encoder")
     if "feed_forward_proj" not in values:
         raise MismatchError("T5 v1.1 says feed_forward_proj gated-gelu, this config says nothing")
-    missing = [key for key in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in values]
+    missing = [
+        key for key in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads") if key not in values
+    ]
     if missing:
         raise MismatchError(f"the config of the text encoder lacks {', '.join(missing)}")
     fields = asdict(T5Config())

@@ -3,15 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pixsigma.config import KVCompression, TransformerConfig
 from pixsigma.errors import MismatchError
-from pixsigma.presets import Variant
-from pixsigma.weights.files import Spec
+from pixsigma.presets import MAX_TOKENS, Variant
+from pixsigma.weights.files import Spec, Tensors
 from pixsigma.weights.keymaps import transformer_names
 from pixsigma.weights.renaming import KeyMap
-from pixsigma.weights.files import Tensors
 
 HEAD_DIM = 72
 """K of every published PixArt."""
@@ -23,6 +22,9 @@ _SIDES = (
     (r"(?<![0-9])512(?![0-9])", 512),
     (r"(?<![0-9])256(?![0-9])", 256),
 )
+
+
+_PREFIXES = r"^(?:model\.diffusion_model\.|base_model\.|model\.|module\.)+"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,25 +56,38 @@ def detect_transformer(
     Raises MismatchError where something cannot be told.
     """
     keymap = transformer_names(tensors)
-    original = {name: tensors.specs[key] for name, key in _plain(tensors).items()}
+    original = {re.sub(_PREFIXES, "", key): spec for key, spec in tensors.specs.items()}
     specs = keymap.to_ours(tensors).specs
     try:
         shape = _network(specs, attention_head_dim)
-    except (KeyError, IndexError) as error:
-        raise MismatchError(f"{name or 'the file'} is no whole PixArt transformer: no {error}") from error
+    except (KeyError, IndexError, ValueError) as error:
+        raise MismatchError(
+            f"{name or 'the file'} is no whole PixArt transformer: it fails at {error}"
+        ) from error
     conditions = "csize_embedder.mlp.0.weight" in specs
-    kind = variant or _variant(original, name, conditions)
-    side = resolution or _side(original, name, conditions)
-    scale = side / 512
-    config = TransformerConfig(
+    side = resolution or _side(original, name, conditions, shape["patch_size"])
+    plain = TransformerConfig(
         **shape,
         sample_size=side // 8,
-        interpolation_scale=scale if kind == "sigma" else max(scale, 1.0),
         use_additional_conditions=conditions,
         qk_norm="blocks.0.attn.q_norm.weight" in specs,
         kv_compression=_compression(specs),
     )
+    kind = variant or variant_of(original, name, plain)
+    scale = side / 512 if kind == "sigma" else max(side / 512, 1.0)
+    config = replace(plain, interpolation_scale=scale)
     return Detected(config=config, variant=kind, keymap=keymap)
+
+
+def variant_of(specs: Mapping[str, Spec], name: str, config: TransformerConfig) -> Variant:
+    """Σ, unless size conditions, the table for the empty caption or the name say α."""
+    captions = specs.get("y_embedder.y_embedding")
+    if config.use_additional_conditions:
+        return "alpha"
+    if captions is not None:
+        return "alpha" if captions.shape[0] == MAX_TOKENS["alpha"] else "sigma"
+    told = re.search(r"alpha|PixArt-XL", name) and not re.search(r"sigma", name, re.IGNORECASE)
+    return "alpha" if told else "sigma"
 
 
 def _network(specs: Mapping[str, Spec], head_dim: int | None) -> dict[str, int]:
@@ -111,29 +126,16 @@ def _compression(specs: Mapping[str, Spec]) -> KVCompression | None:
     return KVCompression(layers=tuple(sorted(ratios)), ratio=next(iter(ratios.values())))
 
 
-def _plain(tensors: Tensors) -> dict[str, str]:
-    """Names without the prefixes of other programs, what a key map would drop included."""
-    return {re.sub(r"^(?:model\.diffusion_model\.|base_model\.|model\.|module\.)+", "", k): k for k in tensors}
-
-
-def _variant(specs: Mapping[str, Spec], name: str, conditions: bool) -> Variant:
-    captions = specs.get("y_embedder.y_embedding")
-    if conditions or (captions and captions.shape[0] == 120):
-        return "alpha"
-    told = re.search(r"alpha|PixArt-XL", name) and not re.search(r"sigma", name, re.IGNORECASE)
-    return "alpha" if told and captions is None else "sigma"
-
-
-def _side(specs: Mapping[str, Spec], name: str, conditions: bool) -> int:
-    """Side in pixels; size conditions exist at 1024 only."""
+def _side(specs: Mapping[str, Spec], name: str, conditions: bool, patch: int) -> int:
+    """Side in pixels; where nothing else tells, size conditions mean the published α at 1024."""
     table = specs.get("pos_embed") or specs.get("pos_embed.pos_embed")
     if table and len(table.shape) == 3:
-        return math.isqrt(table.shape[1]) * 16
-    if conditions:
-        return 1024
+        return math.isqrt(table.shape[1]) * patch * 8
     for pattern, side in _SIDES:
         if re.search(pattern, name, re.IGNORECASE):
             return side
+    if conditions:
+        return 1024
     raise MismatchError(
         f"the resolution is told neither by the tensors nor by the name {name!r}, and a wrong one "
         "draws noise; pass resolution=256, 512, 1024 or 2048"

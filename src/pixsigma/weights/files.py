@@ -1,4 +1,4 @@
-"""Weights files: read without running what is in them, tensor by tensor; written whole or not at all."""
+"""Weights files: read tensor by tensor and without running code; written whole or not at all."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import pickle
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,25 @@ class Spec:
 class Tensors(Mapping[str, Tensor]):
     """Named tensors whose shapes are known and whose values are read when asked for."""
 
-    def __init__(self, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, Spec],
+        read: Callable[[str], Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.specs = dict(specs)
+        self.metadata = dict(metadata or {})
         self._read = read
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
+    def of(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> "Tensors":
         """A view of tensors that are in memory already."""
         if isinstance(tensors, cls):
             return tensors
         specs = {key: Spec(tuple(value.shape), value.dtype) for key, value in tensors.items()}
-        return cls(specs, tensors.__getitem__)
+        return cls(specs, tensors.__getitem__, metadata)
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self.specs:
@@ -109,24 +117,19 @@ def open_tensors(path: Path | str, *, ema: bool = False) -> Tensors:
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in PICKLES:
-        return Tensors.of(_state_dict(_unpickle(path), path, ema))
+        content = _unpickle(path)
+        return Tensors.of(_state_dict(content, path, ema), _pickled_metadata(content))
     raise MissingWeightsError(
         f"weights are .safetensors or {', '.join(PICKLES)}, got {path.name}; rename or convert it"
     )
-
-
-def read_metadata(path: Path | str) -> dict[str, str]:
-    """The free text that a `.safetensors` file carries; empty for any other file."""
-    if Path(path).suffix != ".safetensors":
-        return {}
-    with _reading(Path(path)), safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
 
 
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path | str, *, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write `.safetensors`, or the authors' `{"state_dict": ...}` for a pickle's suffix.
+
+    `metadata` is free text that readers of the same format ignore.
 
     Raises OutputError where the file cannot be written; then what was there before is untouched.
     """
@@ -139,7 +142,8 @@ def save_tensors(
             save_file(solid, str(temp), metadata={"format": "pt", **(metadata or {})})
         else:
             # A view would drag the whole storage that it looks into along.
-            torch.save({"state_dict": {k: v.clone() for k, v in solid.items()}}, temp)
+            state = {key: value.clone() for key, value in solid.items()}
+            torch.save({"state_dict": state, "metadata": dict(metadata or {})}, temp)
 
 
 @contextmanager
@@ -153,7 +157,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temp.touch()
+        mode = temp.stat().st_mode
         yield temp
+        # safetensors leaves its files readable by the owner only, whatever the umask says.
+        temp.chmod(mode)
         with temp.open("rb+") as written:
             os.fsync(written.fileno())
         temp.replace(path)
@@ -165,7 +173,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write {path}: {error}") from error
     finally:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
@@ -190,12 +199,13 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 def _open_safetensors(path: Path) -> Tensors:
     with _reading(path):
-        file = safe_open(str(path), framework="pt")
+        file: Any = safe_open(str(path), framework="pt")
         specs = {}
         for key in file.keys():  # noqa: SIM118 - a handle, not a mapping
             part = file.get_slice(key)
             specs[key] = Spec(tuple(part.get_shape()), _dtype(part.get_dtype(), path))
-    return Tensors(specs, file.get_tensor)
+        metadata = file.metadata()
+    return Tensors(specs, file.get_tensor, metadata)
 
 
 def _dtype(name: str, path: Path) -> torch.dtype:
@@ -214,7 +224,9 @@ def _open_sharded(index: Path) -> Tensors:
     owner = {key: shards[Path(str(name)).name] for key, name in places.items()}
     lost = [key for key, shard in owner.items() if key not in shard.specs]
     if lost:
-        raise CorruptWeightsError(f"{index} names {len(lost)} tensors that are in no file: {lost[0]}")
+        raise CorruptWeightsError(
+            f"{index} names {len(lost)} tensors that are in no file: {lost[0]}"
+        )
     return Tensors(
         {key: shard.specs[key] for key, shard in owner.items()}, lambda key: owner[key][key]
     )
@@ -242,7 +254,7 @@ def _reading(path: Path) -> Iterator[None]:
             raise CorruptWeightsError(f"{path} is not a readable pickle; {again}") from error
         raise UnsafeWeightsError(
             f"a weights file must hold tensors only, {path} asks to run "
-            f"{told[1] if told else 'code'}; get it as .safetensors, or convert it where you trust it"
+            f"{told[1] if told else 'code'}; get it as .safetensors or from whom you trust"
         ) from error
     except PermissionError as error:
         raise MissingWeightsError(f"{path} must be readable: {error}") from error
@@ -258,8 +270,15 @@ def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
         )
     if ema and "state_dict_ema" not in content:
         raise MismatchError(f"{path} holds no averaged weights (state_dict_ema); ask without ema")
-    inner = content["state_dict_ema" if ema else "state_dict"] if "state_dict" in content else content
+    inner = (
+        content["state_dict_ema" if ema else "state_dict"] if "state_dict" in content else content
+    )
     tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise MismatchError(f"{path} holds no tensors; its first keys are {list(content)[:5]}")
     return tensors
+
+
+def _pickled_metadata(content: Any) -> dict[str, str]:
+    found = content.get("metadata") if isinstance(content, dict) else None
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}

@@ -101,9 +101,7 @@ class KeyMap:
         for key in source:
             group = self.theirs_of(key)
             places |= {name: (key, i, len(group)) for i, name in enumerate(group)}
-        specs = {
-            name: _split(source.specs[key], num) for name, (key, _, num) in places.items()
-        }
+        specs = {name: _split(source.specs[key], num) for name, (key, _, num) in places.items()}
 
         def read(name: str) -> Tensor:
             key, i, num = places[name]

@@ -1,0 +1,381 @@
+"""Train mini's KL autoencoder from scratch on the pictures of `data.py`; the schedule is by time.
+
+    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--resume]
+
+Writes OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
+OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with `--resume`.
+On processors, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high spare most page faults.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixsigma.config import AutoencoderConfig
+from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.weights.files import save_tensors
+
+CONFIG = AutoencoderConfig(
+    block_out_channels=(16, 32, 64, 128),
+    layers_per_block=1,
+    norm_num_groups=8,
+    scaling_factor=1.0,
+    sample_size=128,
+)
+LARGE, SMALL = 128, 64
+NUM_HELD_OUT = 64
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What one run is; written into its checkpoints."""
+
+    minutes: float = 24.0
+    batch: int = 12
+    lr: float = 3e-3
+    warmup: float = 0.02
+    """Part of the time that the learning rate rises linearly."""
+    kl: float = 5e-5
+    """Weight of the KL divergence, per number of the latents, beside L1 per number of pixels."""
+    ema: float = 0.998
+    seed: int = 0
+
+
+# Pictures
+
+
+def pictures(paths: list[Path], size: int) -> Tensor:
+    """(num, 3, size, size), uint8."""
+    arrays = []
+    for path in paths:
+        picture = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        arrays.append(np.array(picture).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(arrays))
+
+
+def read_paths(data: Path, seed: int) -> tuple[list[Path], list[Path]]:
+    """Pictures for training, and pictures held out: the held-out things first, then others."""
+    train = [data / json.loads(line)["path"] for line in (data / "captions.jsonl").open()]
+    held = [data / json.loads(line)["path"] for line in (data / "held_out.jsonl").open()]
+    order = np.random.default_rng(seed).permutation(len(train))
+    more = NUM_HELD_OUT - len(held)
+    return [train[i] for i in sorted(order[more:])], held + [train[i] for i in order[:more]]
+
+
+def as_images(pixels: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """All pictures at both sizes, in memory."""
+
+    large: Tensor
+    small: Tensor
+
+    @classmethod
+    def read(cls, paths: list[Path]) -> "Pictures":
+        """Decode and resize every file."""
+        return cls(pictures(paths, LARGE), pictures(paths, SMALL))
+
+    def batch(self, step: int, options: Options) -> Tensor:
+        """Whole small pictures and crops of large ones; every fourth batch, whole large ones."""
+        rng = np.random.default_rng((options.seed, step))
+        if step % 4 == 3:
+            picked = self.large[rng.integers(len(self.large), size=options.batch // 4)]
+            return as_images(flipped(picked, rng))
+        half = options.batch // 2
+        whole = self.small[rng.integers(len(self.small), size=half)]
+        crops = []
+        for i in rng.integers(len(self.large), size=options.batch - half):
+            top, left = rng.integers(LARGE - SMALL + 1, size=2)
+            crops.append(self.large[i, :, top : top + SMALL, left : left + SMALL])
+        return as_images(flipped(torch.cat([whole, torch.stack(crops)]), rng))
+
+
+def flipped(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each picture mirrored or not."""
+    mirror = torch.from_numpy(rng.random(len(pixels)) < 0.5)
+    return torch.where(mirror[:, None, None, None], pixels.flip(-1), pixels)
+
+
+# Loss
+
+
+def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1 of the pixels, of their gradients, and of the pictures at a half and a quarter."""
+    error = decoded - images
+    loss = error.abs().mean()
+    loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    for _ in range(2):
+        error = F.avg_pool2d(error, 2)
+        loss = loss + 0.5 * error.abs().mean()
+    return loss
+
+
+def training_loss(model: KLAutoencoder, images: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """The whole loss, and the divergence alone."""
+    mean, std = model.moments(images)
+    decoded = model.decode(mean + std * torch.randn_like(std))
+    divergence = 0.5 * (mean.square() + std.square() - 1).mean() - std.log().mean()
+    return reconstruction_loss(decoded, images) + options.kl * divergence, divergence
+
+
+# Optimiser
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal (Jordan et al. 2024), for weights of two or more dimensions.
+
+    The update has the size that Adam's would have (Liu et al. 2025, equation 4).
+    """
+
+    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; weights of one shape are turned together."""
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+                shapes.setdefault(tuple(update.shape), []).append((p, update))
+            for (rows, columns), pairs in shapes.items():
+                turned = orthogonal(torch.stack([u for _, u in pairs]))
+                size = 0.2 * max(rows, columns) ** 0.5
+                for (p, _), u in zip(pairs, turned, strict=True):
+                    p.add_(u.view_as(p), alpha=-group["lr"] * size)
+
+
+def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
+    """(num, rows, columns): singular values brought near 1 by a quintic Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
+
+
+def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside; Adam for norms, biases and the layers at both ends."""
+    ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant")
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        (others if p.ndim < 2 or any(end in name for end in ends) else matrices).append(p)
+    adam = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, lr=options.lr), adam]
+
+
+# Training
+
+
+class Run:
+    """A model, its average, its optimisers and how far they are."""
+
+    def __init__(self, options: Options, out: Path) -> None:
+        torch.manual_seed(options.seed)
+        self.options, self.out = options, out
+        self.model = KLAutoencoder(CONFIG)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizers = build_optimizers(self.model, options)
+        self.step, self.seconds = 0, 0.0
+
+    def train(self, data: Pictures) -> Iterator[str]:
+        """Train until the time is over; yields a line about every checkpoint's worth of time."""
+        last, saved, losses = time.monotonic(), self.seconds, []
+        while self.seconds < self.options.minutes * 60:
+            losses.append(self._one_step(data))
+            now = time.monotonic()
+            self.seconds, last = self.seconds + now - last, now
+            if self.seconds - saved >= CHECKPOINT_SECONDS or self.step == 20:
+                self.save()
+                loss, divergence = np.mean(losses, axis=0)
+                yield f"loss {loss:.4f} kl {divergence:.2f}"
+                saved, losses, last = self.seconds, [], time.monotonic()
+        self.save()
+
+    def _one_step(self, data: Pictures) -> tuple[float, float]:
+        progress = self.seconds / (self.options.minutes * 60)
+        rise = min(1.0, (progress + 1e-4) / self.options.warmup)
+        lr = self.options.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        torch.manual_seed(self.options.seed + self.step)
+        loss, divergence = training_loss(
+            self.model, data.batch(self.step, self.options), self.options
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad()
+        self._follow()
+        self.step += 1
+        return loss.item(), divergence.item()
+
+    def _follow(self) -> None:
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(
+            list(self.average.parameters()),
+            [p.detach() for p in self.model.parameters()],
+            1 - decay,
+        )
+
+    def save(self) -> None:
+        """Atomically: a run that is cut off leaves the checkpoint before or this one."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+            "options": asdict(self.options),
+        }
+        torch.save(state, self.out / "checkpoint.tmp")
+        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+
+    def resume(self) -> None:
+        """Go on from the checkpoint of `out`."""
+        state = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+# After training
+
+
+@torch.no_grad()
+def reconstructed(model: KLAutoencoder, pixels: Tensor) -> Tensor:
+    """(num, 3, h, w) in [0, 255], rounded as a saved picture is."""
+    parts = [model.decode(model.encode(as_images(p))) for p in pixels.split(16)]
+    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round()
+
+
+def psnr(pixels: Tensor, others: Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio, dB."""
+    error = (pixels.float() - others).square().flatten(1).mean(1).clamp(min=1e-3)
+    return float((10 * torch.log10(255**2 / error)).mean())
+
+
+def quality(model: KLAutoencoder, held: Pictures) -> str:
+    """PSNR at both sizes."""
+    small, large = (psnr(p, reconstructed(model, p)) for p in (held.small, held.large))
+    return f"PSNR {SMALL}px {small:.2f} dB, {LARGE}px {large:.2f} dB"
+
+
+@torch.no_grad()
+def latent_statistics(model: KLAutoencoder, data: Pictures) -> dict[str, Any]:
+    """Standard deviation of the means over all small pictures, together and by channel."""
+    pairs = [model.moments(as_images(p)) for p in data.small.split(64)]
+    means = torch.cat([mean for mean, _ in pairs])
+    return {
+        "std": float(means.std()),
+        "channel_std": [round(float(s), 4) for s in means.std(dim=(0, 2, 3))],
+        "channel_mean": [round(float(m), 4) for m in means.mean(dim=(0, 2, 3))],
+        "posterior_std": float(torch.cat([std for _, std in pairs]).mean()),
+        "largest": float(means.abs().max()),
+    }
+
+
+def write_folder(model: KLAutoencoder, config: AutoencoderConfig, folder: Path) -> None:
+    """`config.json` and weights as diffusers' AutoencoderKL reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = len(config.block_out_channels)
+    published = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        **asdict(config),
+    }
+    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n")
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors")
+
+
+def write_sheet(model: KLAutoencoder, held: Pictures, path: Path, columns: int = 12) -> None:
+    """Rows of originals over reconstructions: two of large pictures, two of small ones."""
+    rows = []
+    for pixels in (held.large, held.small):
+        size = pixels.shape[-1]
+        for first in (0, len(pixels) - columns):
+            some = pixels[first : first + columns]
+            for row in (some, reconstructed(model, some).byte()):
+                big = F.interpolate(row.float(), size=(LARGE, LARGE), mode="nearest").byte()
+                rows.append(torch.cat(list(big), dim=-1))
+        assert size in (LARGE, SMALL)
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
+
+
+def finish(run: Run, data: Pictures, held: Pictures) -> str:
+    """Choose the scaling factor, write the folder and the sheet; returns what READY says."""
+    model = run.average.eval()
+    statistics = latent_statistics(model, data)
+    score = quality(model, held)
+    config = replace(CONFIG, scaling_factor=round(1 / statistics["std"], 5))
+    write_folder(model, config, run.out / "vae")
+    write_sheet(model, held, run.out / "reconstructions.png")
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"{score}; {run.step} steps, {run.seconds / 60:.1f} min, {parameters} parameters; "
+        f"scaling_factor {config.scaling_factor}; {statistics}"
+    )
+
+
+def main() -> None:
+    """Parse, read, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=Options.minutes)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = Run(Options(minutes=args.minutes), args.out)
+    if args.resume and (args.out / "checkpoint.pt").exists():
+        run.resume()
+    train, kept = read_paths(args.data, run.options.seed)
+    data, held = Pictures.read(train), Pictures.read(kept)
+    with (args.out / "log.txt").open("a") as log:
+
+        def tell(line: str) -> None:
+            line = f"{run.seconds / 60:5.1f} min, step {run.step}: {line}"
+            print(line, flush=True)
+            log.write(line + "\n")
+            log.flush()
+
+        for line in run.train(data):
+            tell(f"{line}, {quality(run.average, held)}")
+        done = finish(run, data, held)
+        tell(done)
+    (args.out / "READY").write_text(done + "\n")
+
+
+if __name__ == "__main__":
+    main()

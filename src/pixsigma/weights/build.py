@@ -1,0 +1,204 @@
+"""A name or a path to the parts of a model."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.diffusion.schedule import NoiseSchedule
+from pixsigma.errors import InputError, MissingWeightsError
+from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.models.text import T5TextEncoder
+from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.presets import MAX_TOKENS, PRESETS, TEXT_AND_VAE, Variant
+from pixsigma.weights import folder as folders
+from pixsigma.weights import hub
+from pixsigma.weights.locate import FileChoice
+
+Part: TypeAlias = Literal["transformer", "text_encoder", "autoencoder"]
+
+ALL_PARTS: tuple[Part, ...] = ("transformer", "text_encoder", "autoencoder")
+
+FOLDER_OF: dict[Part, str] = {
+    "transformer": "transformer",
+    "text_encoder": "text_encoder",
+    "autoencoder": "vae",
+}
+"""Part to its folder in diffusers layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What a pipeline is made of; networks are on the CPU, for inference; None is not loaded."""
+
+    transformer: PixArtTransformer | None
+    text_encoder: T5TextEncoder | None
+    autoencoder: KLAutoencoder | None
+    sampler: Sampler
+    """As the model was published, or ours by default."""
+    schedule: NoiseSchedule
+    variant: Variant
+    max_tokens: int
+    """L: tokens of a prompt that the model reads."""
+    resolution: int
+    """Side in pixels of the pictures that it was trained on."""
+    name: str
+    """What was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the parts of a model are on this machine."""
+
+    main: Path
+    """A model's folder, a transformer's folder, or a transformer's file."""
+    rest: Path | None = None
+    """A folder with text encoder and autoencoder."""
+    rest_first: bool = False
+    """Whether `rest` was asked for, and so goes before what `main` has."""
+
+    def of(self, part: str) -> Path:
+        """The folder that has `part/`; the main one where none has it, so that errors tell it."""
+        order = (self.rest, self.main) if self.rest_first else (self.main, self.rest)
+        for folder in order:
+            if folder is not None and (folder / part).is_dir():
+                return folder
+        if self.rest is None and not self.main.is_dir():
+            raise MissingWeightsError(
+                f"{self.main.name} is a transformer alone; say where text encoder and autoencoder "
+                "come from (text_and_vae=), or pass them"
+            )
+        return self.rest or self.main
+
+
+def load_components(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    parts: Collection[Part] = ALL_PARTS,
+    text_and_vae: str | Path | None = None,
+    resolution: int | None = None,
+    variant: Variant | None = None,
+    file_variant: str | None = None,
+    use_safetensors: bool | None = None,
+    offline: bool = False,
+) -> Components:
+    """Load `mini`, a preset, a folder, a `.pth` or `.safetensors` file, or a hub name.
+
+    `parts` names what to load. A transformer that comes alone takes the other parts from
+    `text_and_vae`, by default the published ones on the hub. `resolution` and `variant` are hints
+    for files that do not tell; `file_variant` (`fp16`) and `use_safetensors` choose among copies.
+    Raises WeightsError or InputError.
+    """
+    if unknown := set(parts) - set(ALL_PARTS):
+        raise InputError(f"parts are {', '.join(ALL_PARTS)}; got {', '.join(sorted(unknown))}")
+    known = PRESETS.get(str(name_or_path))
+    resolution = resolution or (known.resolution if known and known.hub else None)
+    choice = FileChoice(variant=file_variant, use_safetensors=use_safetensors, offline=offline)
+    # Without the transformer its file is still opened: it tells what the model is.
+    main = resolve(name_or_path, parts, choice)
+    opened = folders.open_transformer(main, choice=choice, resolution=resolution, variant=variant)
+    told = opened.detected.variant
+    if text_and_vae is None and (known or not main.is_dir()):
+        source = Source(main=main, rest=_missing(main, parts, TEXT_AND_VAE[told], choice))
+    else:
+        rest = None if text_and_vae is None else _elsewhere(text_and_vae, _others(parts), choice)
+        source = Source(main=main, rest=rest, rest_first=True)
+    tokens = _tokens(source, told)
+    text = vae = None
+    if "text_encoder" in parts:
+        text = folders.read_text_encoder(
+            source.of("text_encoder"), dtype=dtype, max_tokens=tokens, choice=choice
+        )
+    if "autoencoder" in parts:
+        vae = folders.read_autoencoder(source.of("vae"), dtype=dtype, choice=choice)
+        folders.check_latents(opened.config, vae)
+    sampler, schedule = folders.read_sampler(_with_scheduler(source))
+    return Components(
+        transformer=opened.load(dtype) if "transformer" in parts else None,
+        text_encoder=text,
+        autoencoder=vae,
+        sampler=sampler,
+        schedule=schedule,
+        variant=told,
+        max_tokens=tokens,
+        resolution=opened.detected.resolution,
+        name=str(name_or_path),
+    )
+
+
+def resolve(
+    name_or_path: str | Path,
+    parts: Collection[Part] = ALL_PARTS,
+    choice: FileChoice | None = None,
+) -> Path:
+    """The file or folder on this machine; what is on the hub is downloaded.
+
+    Raises MissingWeightsError.
+    """
+    name = str(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if name in PRESETS:
+        repository = PRESETS[name].hub
+        if repository is None:
+            return _packaged(name)
+        name = repository
+    elif path.exists():
+        return path
+    if hub.is_hub_name(name):
+        return hub.fetch_folder(name, ["transformer", *_others(parts)], choice=choice)
+    if hub.is_hub_file(name):
+        return hub.fetch_file(name, offline=bool(choice and choice.offline))
+    raise MissingWeightsError(
+        f"a model is a folder, a .pth or .safetensors file, organisation/repository on the hub, or "
+        f"one of {', '.join(PRESETS)}; there is nothing at {name}"
+    )
+
+
+def _packaged(name: str) -> Path:
+    """The folder of the model inside this package."""
+    folder = Path(str(resources.files("pixsigma") / name))
+    if not (folder / "model_index.json").is_file():
+        raise MissingWeightsError(
+            f"the model {name} should be inside the package, at {folder}; install pixsigma again"
+        )
+    return folder
+
+
+def _others(parts: Collection[Part]) -> list[str]:
+    """Folders of what is asked for beside the transformer."""
+    return [FOLDER_OF[part] for part in parts if part != "transformer"]
+
+
+def _missing(main: Path, parts: Collection[Part], name: str, choice: FileChoice) -> Path | None:
+    """The published text encoder and autoencoder, if `main` lacks one that is asked for."""
+    missing = [folder for folder in _others(parts) if not (main / folder).is_dir()]
+    return hub.fetch_folder(name, missing, choice=choice) if missing else None
+
+
+def _elsewhere(name: str | Path, folders_in: list[str], choice: FileChoice) -> Path:
+    """The folder of text encoder and autoencoder that was asked for."""
+    if Path(name).is_dir():
+        return Path(name)
+    if str(name) in PRESETS and PRESETS[str(name)].hub is None:
+        return _packaged(str(name))
+    if not hub.is_hub_name(str(name)):
+        raise MissingWeightsError(
+            f"text_and_vae is a folder or organisation/repository on the hub, got {name}"
+        )
+    return hub.fetch_folder(str(name), folders_in, choice=choice)
+
+
+def _with_scheduler(source: Source) -> Path:
+    alone = source.rest is not None and not (source.main / "scheduler").is_dir()
+    return source.rest if alone and source.rest is not None else source.main
+
+
+def _tokens(source: Source, variant: Variant) -> int:
+    """The model's own folder may say; text encoders of the hub serve Σ and α alike."""
+    file = source.main / "tokenizer" / "tokenizer_config.json"
+    return folders.folder_tokens(source.main) if file.is_file() else MAX_TOKENS[variant]

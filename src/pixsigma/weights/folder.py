@@ -1,0 +1,307 @@
+"""Folders in diffusers layout: read part by part, and written so that diffusers reads them too."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixsigma.config import ScheduleConfig, TransformerConfig
+from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, get_sampler
+from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.diffusion.samplers.published import config_of, sampler_from_config
+from pixsigma.diffusion.schedule import NoiseSchedule
+from pixsigma.errors import (
+    CorruptWeightsError,
+    MismatchError,
+    MissingWeightsError,
+    UnknownNameError,
+)
+from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.models.t5 import T5Encoder
+from pixsigma.models.text import T5TextEncoder, Tokenizer
+from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.presets import MAX_TOKENS, Variant
+from pixsigma.weights import config_files
+from pixsigma.weights.detect import Detected, detect_transformer, variant_of
+from pixsigma.weights.files import (
+    Spec,
+    Tensors,
+    atomic_write,
+    open_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_names
+from pixsigma.weights.load import load_into
+from pixsigma.weights.locate import FileChoice, find_weights
+
+PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
+"""Classes that `model_index.json` may name."""
+
+PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
+"""Folders inside a model's folder."""
+
+PART_CLASSES = {
+    "transformer": config_files.TRANSFORMER_CLASSES,
+    "text_encoder": ("T5EncoderModel",),
+    "vae": ("AutoencoderKL",),
+}
+"""Classes by which a folder is known to be the part itself."""
+
+CONFIG_KEY, VARIANT_KEY = "pixsigma.transformer", "pixsigma.variant"
+"""Metadata that our single files carry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenTransformer:
+    """A transformer's file before its weights are read."""
+
+    detected: Detected
+    tensors: Tensors
+
+    @property
+    def config(self) -> TransformerConfig:
+        """What the network is."""
+        return self.detected.config
+
+    def expected(self) -> dict[str, Spec]:
+        """Our names and the shapes that the network has."""
+        with torch.device("meta"):
+            return Tensors.of(PixArtTransformer(self.config).state_dict()).specs
+
+    def load(self, dtype: torch.dtype | None = None) -> PixArtTransformer:
+        """Read the weights; raises MismatchError."""
+        build = partial(PixArtTransformer, self.config)
+        return load_into(build, self.tensors, self.detected.keymap, dtype=dtype)
+
+
+def folder_variant(folder: Path) -> Variant | None:
+    """Σ or α by the class in `model_index.json`; None where there is no such file.
+
+    Raises UnknownNameError for a pipeline of another family.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    name = read_json(index).get("_class_name")
+    if name not in PIPELINES:
+        raise UnknownNameError(
+            f"a model folder is a {' or '.join(PIPELINES)}, {index} names {name!r}"
+        )
+    return PIPELINES[name]
+
+
+def open_transformer(
+    path: Path | str,
+    *,
+    choice: FileChoice | None = None,
+    resolution: int | None = None,
+    variant: Variant | None = None,
+) -> OpenTransformer:
+    """Open a model's folder, a transformer's folder or a weights file, and tell what it is.
+
+    The hints `resolution` and `variant` serve files that do not tell; a config.json goes before
+    them. Raises WeightsError.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        tensors = open_tensors(path)
+        found = _described(tensors) or detect_transformer(
+            tensors, path.name, resolution=resolution, variant=variant
+        )
+        return OpenTransformer(detected=found, tensors=tensors)
+    folder = _part_folder(path, "transformer")
+    config = config_files.transformer_config(config_files.read_config(folder))
+    tensors = open_tensors(find_weights(folder, "transformer", choice))
+    told = variant or folder_variant(path) or variant_of({}, path.name, config)
+    found = Detected(config=config, variant=told, keymap=transformer_names(tensors))
+    return OpenTransformer(detected=found, tensors=tensors)
+
+
+def read_transformer(
+    path: Path | str, *, dtype: torch.dtype | None = None, choice: FileChoice | None = None
+) -> PixArtTransformer:
+    """Load a transformer from a folder or a file; `dtype` None keeps the file's."""
+    return open_transformer(path, choice=choice).load(dtype)
+
+
+def read_text_encoder(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    max_tokens: int | None = None,
+    choice: FileChoice | None = None,
+) -> T5TextEncoder:
+    """Load T5 and its tokenizer from a folder with `text_encoder/` and `tokenizer/`.
+
+    Under fp16 the last linear layers stay fp32, as T5 needs. Raises WeightsError.
+    """
+    path = Path(path)
+    folder = _part_folder(path, "text_encoder")
+    tokenizer = Tokenizer(path / "tokenizer" / "spiece.model", max_tokens or folder_tokens(path))
+    build = partial(T5Encoder, config_files.t5_config(config_files.read_config(folder)))
+    tensors = open_tensors(find_weights(folder, "text_encoder", choice))
+    kept = partial(T5Encoder.storage_dtype, dtype=dtype) if dtype else None
+    return T5TextEncoder(tokenizer, load_into(build, tensors, T5, dtype=kept))
+
+
+def folder_tokens(path: Path) -> int:
+    """How many tokens the model reads: our key in `tokenizer_config.json`, else 300 or 120."""
+    file = path / "tokenizer" / "tokenizer_config.json"
+    told = read_json(file).get("max_tokens") if file.is_file() else None
+    return int(told or MAX_TOKENS[folder_variant(path) or "sigma"])
+
+
+def read_autoencoder(
+    path: Path | str, *, dtype: torch.dtype | None = None, choice: FileChoice | None = None
+) -> KLAutoencoder:
+    """Load the autoencoder from a model's folder or its own; raises WeightsError."""
+    folder = _part_folder(Path(path), "vae")
+    config = config_files.autoencoder_config(config_files.read_config(folder))
+    tensors = open_tensors(find_weights(folder, "vae", choice))
+    return load_into(partial(KLAutoencoder, config), tensors, AUTOENCODER, dtype=dtype)
+
+
+def read_sampler(path: Path | str) -> tuple[Sampler, NoiseSchedule]:
+    """The published sampler of a folder, or ours by default where it names none."""
+    file = Path(path) / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return get_sampler(DEFAULT_SAMPLER), NoiseSchedule(ScheduleConfig())
+    sampler, schedule = sampler_from_config(read_json(file))
+    return sampler, NoiseSchedule(schedule)
+
+
+def save_folder(
+    folder: Path | str,
+    *,
+    transformer: PixArtTransformer,
+    text_encoder: T5TextEncoder | None = None,
+    autoencoder: KLAutoencoder | None = None,
+    sampler: Sampler | None = None,
+    schedule: NoiseSchedule | None = None,
+    variant: Variant = "sigma",
+) -> None:
+    """Write a model's folder in diffusers layout; parts that are None are left out.
+
+    Every file is written whole or not at all, the index last. Raises OutputError, or InputError for
+    a sampler that diffusers has no words for.
+    """
+    folder = Path(folder)
+    # Told before anything is written, since this may refuse.
+    published = config_of(
+        sampler or get_sampler(DEFAULT_SAMPLER), schedule or NoiseSchedule(ScheduleConfig())
+    )
+    save_transformer(transformer, folder / "transformer")
+    if text_encoder is not None:
+        save_text_encoder(text_encoder, folder)
+    if autoencoder is not None:
+        save_autoencoder(autoencoder, folder / "vae")
+    write_json(folder / "scheduler" / "scheduler_config.json", published)
+    have_text, have_vae = text_encoder is not None, autoencoder is not None
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": next(name for name, kind in PIPELINES.items() if kind == variant),
+            "scheduler": ["diffusers", published["_class_name"]],
+            "text_encoder": ["transformers", "T5EncoderModel"] if have_text else [None, None],
+            "tokenizer": ["transformers", "T5Tokenizer"] if have_text else [None, None],
+            "transformer": ["diffusers", config_files.TRANSFORMER_CLASSES[0]],
+            "vae": ["diffusers", "AutoencoderKL"] if have_vae else [None, None],
+        },
+    )
+
+
+def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:
+    """Write `config.json` and weights in diffusers names; raises OutputError."""
+    tensors = DIFFUSERS.to_theirs(transformer.state_dict())
+    _save_part(
+        Path(folder), tensors, config_files.transformer_json(transformer.config), "transformer"
+    )
+
+
+def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
+    """Write `text_encoder/` and `tokenizer/` into a model's folder; raises OutputError."""
+    folder, encoder = Path(folder), text_encoder.encoder
+    tensors = T5.to_theirs(encoder.state_dict())
+    _save_part(
+        folder / "text_encoder", tensors, config_files.t5_json(encoder.config), "text_encoder"
+    )
+    with atomic_write(folder / "tokenizer" / "spiece.model") as temp:
+        temp.write_bytes(text_encoder.tokenizer.serialized())
+    write_json(
+        folder / "tokenizer" / "tokenizer_config.json",
+        {
+            "tokenizer_class": "T5Tokenizer",
+            "model_max_length": 512,
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "extra_ids": 100,
+            "max_tokens": text_encoder.tokenizer.max_length,
+        },
+    )
+
+
+def save_autoencoder(autoencoder: KLAutoencoder, folder: Path | str) -> None:
+    """Write `config.json` and weights; raises OutputError."""
+    tensors = Tensors.of(autoencoder.state_dict())
+    _save_part(Path(folder), tensors, config_files.autoencoder_json(autoencoder.config), "vae")
+
+
+def description(config: TransformerConfig, variant: Variant) -> dict[str, str]:
+    """Metadata for a transformer's file, so that nothing needs to be guessed from shapes."""
+    return {CONFIG_KEY: json.dumps(config_files.transformer_json(config)), VARIANT_KEY: variant}
+
+
+def _described(tensors: Tensors) -> Detected | None:
+    """What the metadata of a file of ours tells."""
+    told = {key: tensors.metadata.get(key, "") for key in (CONFIG_KEY, VARIANT_KEY)}
+    if not all(told.values()):
+        return None
+    try:
+        config = config_files.transformer_config(json.loads(told[CONFIG_KEY]))
+    except ValueError as error:
+        raise CorruptWeightsError(f"the metadata {CONFIG_KEY} must be JSON: {error}") from error
+    variant: Variant = "alpha" if told[VARIANT_KEY] == "alpha" else "sigma"
+    return Detected(config=config, variant=variant, keymap=transformer_names(tensors))
+
+
+def _save_part(folder: Path, tensors: Tensors, config: Mapping[str, Any], part: str) -> None:
+    name = FileChoice().names(part, ".safetensors")[0]
+    save_tensors(tensors, folder / name)
+    write_json(folder / "config.json", config)
+
+
+def _part_folder(path: Path, part: str) -> Path:
+    """`path/part`, or `path` itself where it is the part's own folder."""
+    if (path / part).is_dir():
+        return path / part
+    if (path / "config.json").is_file() and _class_of(path) in PART_CLASSES[part]:
+        return path
+    if not path.is_dir():
+        raise MissingWeightsError(f"a model's folder must exist, there is none at {path}")
+    there = ", ".join(name for name in PARTS if (path / name).is_dir()) or "no part of a model"
+    raise MissingWeightsError(
+        f"{path} has no {part}/, it has {there}; say where {part} comes from (text_and_vae=), "
+        "or pass the part itself"
+    )
+
+
+def _class_of(folder: Path) -> str:
+    config = config_files.read_config(folder)
+    return str(config.get("_class_name") or (config.get("architectures") or [""])[0])
+
+
+def check_latents(transformer: TransformerConfig, autoencoder: KLAutoencoder) -> None:
+    """Raise MismatchError where transformer and autoencoder do not speak of the same latents."""
+    given = autoencoder.config.latent_channels
+    if given != transformer.in_channels:
+        raise MismatchError(
+            f"the transformer takes latents of {transformer.in_channels} channels, "
+            f"the autoencoder makes {given}; take the autoencoder that it was trained with"
+        )

@@ -1,0 +1,417 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from pixsigma import __main__ as entry
+from pixsigma.cli import COMMANDS, app, drawing, report
+from pixsigma.config import TransformerConfig
+from pixsigma.denoising import Step
+from pixsigma.errors import (
+    InputError,
+    MissingExtraError,
+    MissingWeightsError,
+    NotFiniteError,
+    OutputError,
+    SizeError,
+)
+from pixsigma.images import read_settings
+from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.requests import GenerationRequest
+from pixsigma.weights.folder import save_transformer
+
+runner = CliRunner()
+
+
+class FakePipeline:
+    """Draws plain pictures of the size asked for, and remembers the requests."""
+
+    default_size = (128, 128)
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.requests: list[GenerationRequest] = []
+        self.error = error
+
+    def to(self, device: object) -> "FakePipeline":
+        return self
+
+    def stream(self, request: GenerationRequest) -> Iterator[Step]:
+        self.requests.append(request)
+        assert request.seed is not None and request.width and request.height
+        seeds = tuple(request.seed + k for k in range(request.num_images))
+        total = request.num_inference_steps
+        yield Step("text", total=total, seeds=seeds)
+        for i in range(total):
+            yield Step("denoising", i + 1, total, seeds=seeds)
+        if self.error:
+            raise self.error
+        yield Step("decoding", total, total, seeds=seeds)
+        size = request.width, request.height
+        images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
+        yield Step("done", total, total, images=images, seeds=seeds)
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake = FakePipeline()
+    monkeypatch.setattr(drawing, "load", lambda job, dtype: fake)
+    return fake
+
+
+def run(*arguments: object) -> Any:
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def test_a_prompt_becomes_a_file_that_says_how(pipe: FakePipeline, tmp_path: Path) -> None:
+    result = run("generate", "A Red apple!", "--out", tmp_path, "--seed", 5, "--steps", 3)
+    assert result.exit_code == 0, result.stderr
+    path = tmp_path / "a-red-apple-5.png"
+    assert result.stdout.startswith(f"{path}  128x128  seed 5  mini  ")
+    settings = read_settings(path)
+    assert settings["prompt"] == "A Red apple!"
+    assert (settings["seed"], settings["num_inference_steps"]) == (5, 3)
+    assert (settings["model"], settings["dtype"]) == ("mini", "float32")
+
+
+def test_settings_inside_make_the_same_request_again(pipe: FakePipeline, tmp_path: Path) -> None:
+    run("generate", "x", "--out", tmp_path, "--seed", 5, "-n", 2, "--size", "64x32", "--no-clean")
+    settings = read_settings(tmp_path / "x-6.png")
+    fields = {key: settings[key] for key in GenerationRequest.model_fields}
+    assert GenerationRequest(**fields) == pipe.requests[0].model_copy(
+        update={"seed": 6, "num_images": 1}
+    )
+
+
+def test_json_is_one_object_a_picture_and_nothing_else(pipe: FakePipeline, tmp_path: Path) -> None:
+    result = run("generate", "a", "b", "-n", 2, "--out", tmp_path, "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["a", "a", "b", "b"]
+    assert rows[1]["seed"] == rows[0]["seed"] + 1
+    assert all(Path(row["path"]).is_file() and row["seconds"] >= 0 for row in rows)
+
+
+def test_a_seed_is_drawn_for_each_prompt_where_none_is_given(
+    pipe: FakePipeline, tmp_path: Path
+) -> None:
+    assert run("generate", "a", "b", "--out", tmp_path).exit_code == 0
+    first, second = (request.seed for request in pipe.requests)
+    assert first != second
+
+
+def test_nothing_is_overwritten(pipe: FakePipeline, tmp_path: Path) -> None:
+    for _ in range(2):
+        run("generate", "a", "--seed", 1, "--out", tmp_path / "named.png", "-n", 2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["named-2.png", "named-3.png", "named-4.png", "named.png"]
+
+
+def test_quiet_tells_the_names_only(pipe: FakePipeline, tmp_path: Path) -> None:
+    result = run("generate", "a", "--seed", 1, "--out", tmp_path, "-q")
+    assert (result.stdout, result.stderr) == (f"{tmp_path / 'a-1.png'}\n", "")
+
+
+def test_flags_reach_the_request(pipe: FakePipeline, tmp_path: Path) -> None:
+    flags = ["--guidance", 2, "--sampler", "euler", "--negative", "blur", "--eta", 0.5, "--clean"]
+    assert run("generate", "a", "--aspect", "16:9", *flags, "--out", tmp_path).exit_code == 0
+    request = pipe.requests[0]
+    assert (request.width, request.height) == (176, 96)
+    assert (request.guidance_scale, request.sampler, request.negative_prompt) == (
+        2,
+        "euler",
+        "blur",
+    )
+    assert (request.eta, request.clean_caption) == (0.5, True)
+
+
+def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text('a cat\n{"prompt": "a dog", "seed": 9, "width": 32, "height": 48}\n')
+    result = run("generate", "a cow", "--prompts", file, "--seed", 3, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    told = [(r.prompt, r.seed, r.width, r.height) for r in pipe.requests]
+    assert told == [("a cow", 3, 128, 128), ("a cat", 3, 128, 128), ("a dog", 9, 32, 48)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "there is nothing to draw"),
+        (["x", "--size", "100x100"], 2, "multiples of 16, got 100x100; nearest: 96x96"),
+        (["x", "--size", "large"], 2, "--size must be widthxheight such as 1024x768"),
+        (["x", "--size", "64x64", "--aspect", "1:1"], 2, "not both"),
+        (["x", "--aspect", "9:1"], 2, "between 1:4 and 4:1"),
+        (["x", "--aspect", "1:0"], 2, "--aspect must be"),
+        (["x", "--steps", "0"], 2, "--steps must be greater than or equal to 1, got 0"),
+        (["x", "--guidance", "nan"], 2, "--guidance must be a finite number"),
+        (["x", "--seed", "-1"], 2, "--seed must be"),
+        (["x", "--sampler", "eular"], 2, "euler"),
+        (["x", "--device", "abacus"], 2, "no device 'abacus'"),
+        (["x", "--dtype", "fp12"], 2, "--dtype must be auto, fp32, fp16, bf16, got 'fp12'"),
+        (["x", "--out", "a.jpg"], 2, "writes PNG files"),
+        (["--prompts", "missing.txt"], 2, "cannot read the prompts in missing.txt"),
+    ],
+)
+def test_wrong_wishes_end_before_any_drawing(
+    pipe: FakePipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("generate", *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert result.stderr.startswith("pixsigma: ") and result.stderr.count("\n") == 1
+    assert not pipe.requests and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_drawing(
+    pipe: FakePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("generate", "x", "--out", tmp_path / "file" / "folder")
+    assert result.exit_code == 5
+    assert "cannot be written" in result.stderr
+    assert not pipe.requests
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (NotFiniteError("NaN in step 3"), 4, "NaN in step 3"),
+        (MemoryError(), 4, "too little memory"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_ends_a_drawing_leaves_no_file(
+    pipe: FakePipeline, tmp_path: Path, error: BaseException, code: int, message: str
+) -> None:
+    pipe.error = error
+    result = run("generate", "x", "--out", tmp_path)
+    assert result.exit_code == code
+    assert message in result.stderr and result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_kind_of_error_has_its_exit_code() -> None:
+    kinds = [SizeError, InputError, MissingWeightsError, NotFiniteError, MissingExtraError]
+    codes = [report.exit_code(kind("x")) for kind in [*kinds, OutputError, RuntimeError]]
+    assert codes == [2, 2, 3, 4, 4, 5, 1]
+    assert report.exit_code(BrokenPipeError()) == 141
+
+
+def test_debug_brings_the_traceback_back(
+    pipe: FakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(report.DEBUG_VARIABLE, "1")
+    pipe.error = NotFiniteError("NaN")
+    assert isinstance(run("generate", "x", "--out", tmp_path).exception, NotFiniteError)
+    monkeypatch.setenv(report.DEBUG_VARIABLE, "0")
+    assert run("generate", "x", "--out", tmp_path).exit_code == 4
+    assert isinstance(run("--debug", "generate", "x", "--out", tmp_path).exception, NotFiniteError)
+
+
+def test_an_unexpected_error_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        warnings.warn("the prompt was cut", stacklevel=1)
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(entry, "app", broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit) as caught:
+            entry.main()
+    assert caught.value.code == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "pixsigma: warning: the prompt was cut"
+    assert second.startswith("pixsigma: unexpected RuntimeError: two lines (`pixsigma --debug")
+
+
+def test_pictures_tell_their_settings(pipe: FakePipeline, tmp_path: Path) -> None:
+    run("generate", "x", "--seed", 123456, "--out", tmp_path / "a.png")
+    told = run("info", tmp_path / "a.png").stdout
+    assert "prompt" in told and "123456" in told
+    assert json.loads(run("info", tmp_path / "a.png", "--json").stdout)["seed"] == 123456
+    missing = run("info", tmp_path / "b.png")
+    assert missing.exit_code == 2 and "b.png" in missing.stderr
+
+
+def test_models_lists_presets_and_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    repositories = [
+        SimpleNamespace(repo_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", size_on_disk=2_500_000),
+        SimpleNamespace(repo_id="someone/my-pixart", size_on_disk=1000),
+        SimpleNamespace(repo_id="someone/other", size_on_disk=1000),
+    ]
+    for repository in repositories:
+        repository.repo_type = "model"
+    cache = SimpleNamespace(repos=repositories)
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: cache)
+    rows = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
+    stored = {row["name"]: row["bytes_on_disk"] for row in rows}
+    assert stored["sigma-1024"] == 2_500_000 and stored["sigma-512"] == 0
+    assert stored["someone/my-pixart"] == 1000 and "someone/other" not in stored
+    assert "on disk, 2.5 MB" in run("models").stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A transformer of 2 layers in the layout of diffusers."""
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        num_layers=2, num_attention_heads=2, attention_head_dim=8, caption_channels=12
+    )
+    save_transformer(PixArtTransformer(config), tmp_path / "model" / "transformer")
+    return tmp_path / "model"
+
+
+def test_weights_are_described_and_converted(folder: Path, tmp_path: Path) -> None:
+    told = run("info", folder).stdout
+    assert "sigma, 1024px" in told and "2 layers, width 16, 2 heads" in told
+    known = json.loads(run("info", folder, "--json").stdout)
+    assert (known["num_layers"], known["width"]) == (2, 16)
+    result = run("convert", folder, tmp_path / "a.pth", "--to", "pth")
+    assert result.exit_code == 0, result.stderr
+    assert "all tensors compared equal" in result.stdout
+    run("convert", tmp_path / "a.pth", tmp_path / "back", "--to", "diffusers")
+    ours, back = (
+        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")
+        for path in (folder, tmp_path / "back")
+    )
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[key], back[key]) for key in ours)
+
+
+def test_conversion_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"dear")
+    result = run("convert", folder, tmp_path / "a.pth", "--to", "pth")
+    assert (result.exit_code, (tmp_path / "a.pth").read_bytes()) == (5, b"dear")
+    assert "exists already" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["info"], ["convert", "--to", "pth"]])
+def test_weights_that_cannot_be_used_end_with_code_3(command: list[str], tmp_path: Path) -> None:
+    target = [tmp_path / "b.pth"] if "convert" in command else []
+    missing = run(*command, tmp_path / "missing", *target)
+    assert missing.exit_code == 3 and "there is nothing at" in missing.stderr
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    cut = run(*command, tmp_path / "cut.safetensors", *target)
+    assert cut.exit_code == 3 and "cut.safetensors" in cut.stderr
+    assert not (tmp_path / "b.pth").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0 and "Usage" in result.stdout
+
+
+def test_the_door_itself() -> None:
+    assert run("--version").stdout.startswith("pixsigma ")
+    assert run("paint").exit_code == 2
+    assert run("generate", "--frobnicate").exit_code == 2
+
+
+# What only a process of its own shows
+
+
+def python(code: str, *arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+HEAVY = """
+import sys
+from pixsigma.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"torch", "pydantic", "huggingface_hub", "numpy", "PIL", "accelerate"}
+print("\\nheavy:", *sorted(heavy & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    output, _ = python(HEAVY, *arguments).communicate(timeout=60)
+    heavy = set(output.splitlines()[-1].split()) - {"heavy:"}
+    if "generate" in arguments:
+        heavy.discard("pydantic")  # recent versions of typer read a command's flags with it
+    assert not heavy
+
+
+SLOW = """
+import sys, time
+from pixsigma.__main__ import main
+from pixsigma.cli import drawing
+from pixsigma.denoising import Step
+
+class Slow:
+    default_size = (64, 64)
+    def to(self, device):
+        return self
+    def stream(self, request):
+        yield Step("text", total=3)
+        print("begun", flush=True)
+        time.sleep(60)
+
+drawing.load = lambda job, dtype: Slow()
+main()
+"""
+
+
+def test_ctrl_c_in_the_middle_ends_with_130_and_no_file(tmp_path: Path) -> None:
+    process = python(SLOW, "generate", "x", "--out", tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    output, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == "" and told == "pixsigma: stopped; no half-written file is left\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
+    process = python("from pixsigma.__main__ import main; main()", "models")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
+    code = "import runpy; runpy.run_module('pixsigma', run_name='__main__', alter_sys=True)"
+    process = python(code, "generate", "x", "--size", "33x32", cwd=tmp_path)
+    output, told = process.communicate(timeout=60)
+    assert process.returncode == 2 and output == ""
+    assert (
+        told.startswith("pixsigma: width and height must be multiples of 16")
+        and told.count("\n") == 1
+    )
