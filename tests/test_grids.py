@@ -1,5 +1,7 @@
 """Grids: numbers known from the published systems, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 
 from pixsigma.config import ScheduleConfig
@@ -57,13 +59,13 @@ def test_noise_spacings_span_the_schedule(spacing: str) -> None:
 
 def test_karras_is_even_in_the_seventh_root() -> None:
     roots = [ratio ** (1 / 7) for ratio in grids.karras(SCHEDULE, 5)]
-    steps = [a - b for a, b in zip(roots, roots[1:], strict=False)]
+    steps = [a - b for a, b in pairwise(roots)]
     assert steps == pytest.approx([steps[0]] * 4)
 
 
 def test_other_lengths_of_training() -> None:
     short = NoiseSchedule(ScheduleConfig(num_train_timesteps=100))
-    assert [level.timestep for level in grids.spaced(short, 4, "linspace")][0] == 99
+    assert grids.spaced(short, 4, "linspace")[0].timestep == 99
     assert grids.authors(short, 9)[0].timestep == pytest.approx(99)
 
 

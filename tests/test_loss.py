@@ -38,7 +38,7 @@ def posterior(bar: float, before: float) -> tuple[float, float, float, float]:
 
 @pytest.mark.parametrize("t", [1, 2, 400, 999])
 def test_bound_is_the_divergence_of_two_normals(t: int) -> None:
-    output, x0, eps, x, times = batch(t)
+    output, x0, eps, x, _ = batch(t)
     bars = [float(SCHEDULE.alphas_cumprod[i]) for i in (t, t - 1)]
     weight_x0, weight_x, variance, beta = posterior(*bars)
     x, x0, output = x.double(), x0.double(), output.double()
@@ -103,7 +103,7 @@ def test_bound_trains_the_variance_and_not_the_mean() -> None:
 
 
 def test_perfect_prediction_costs_nothing() -> None:
-    output, x0, eps, x, t = batch(1, 500)
+    _, x0, eps, x, t = batch(1, 500)
     exact = torch.cat([eps, torch.full_like(eps, -1.0)], dim=1)
     found = training_loss(exact, x0, eps, x, t, SCHEDULE)
     assert (found.mse == 0).all()

@@ -129,11 +129,19 @@ def test_levels_lose_noise_steadily(name: str, num_steps: int) -> None:
     assert all(math.hypot(level.alpha, level.sigma) == pytest.approx(1) for level in levels)
 
 
-@pytest.mark.parametrize("spacing", [s for s in grids.SPACINGS if not s.startswith("lcm")])
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+@pytest.mark.parametrize(
+    ("name", "spacing"),
+    [
+        (name, spacing)
+        for name in SAMPLERS
+        for spacing in grids.SPACINGS
+        if name != "lcm"
+        and not spacing.startswith("lcm")
+        # SA's published corrector overshoots where it corrects a last long step
+        and not (name.startswith("sa") and spacing == "iddpm")
+    ],
+)
 def test_any_sampler_on_any_spacing(name: str, spacing: str) -> None:
-    if isinstance(SAMPLERS[name], SASolver) and spacing == "iddpm":
-        pytest.skip("the published corrector overshoots where it corrects a last long step")
     sampler = dataclasses.replace(SAMPLERS[name], spacing=spacing)  # type: ignore[type-var]
     levels = sampler.levels(SCHEDULE, 30)
     noise = seeded_noise(SHAPE, 5)

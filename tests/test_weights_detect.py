@@ -74,7 +74,9 @@ def test_the_position_table_of_older_files_tells_the_resolution():
 def test_the_caption_table_tells_alpha_from_sigma():
     low = replace(XL, sample_size=32)
     alpha = detect_transformer(shapes(low, y_embedder__y_embedding=(120, 4096)), "a-256.pth")
-    sigma = detect_transformer(shapes(low, y_embedder__y_embedding=(300, 4096)), "PixArt-XL-256.pth")
+    sigma = detect_transformer(
+        shapes(low, y_embedder__y_embedding=(300, 4096)), "PixArt-XL-256.pth"
+    )
     assert (alpha.variant, alpha.config.interpolation_scale) == ("alpha", 1.0)
     assert (sigma.variant, sigma.config.interpolation_scale) == ("sigma", 0.5)
 
@@ -129,7 +131,11 @@ def test_other_configs_are_read_as_they_were_written():
     assert t5_config(t5_json(TEXT)) == TEXT
 
 
-OLD = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single", "caption_channels": 4096}
+OLD = {
+    "_class_name": "Transformer2DModel",
+    "norm_type": "ada_norm_single",
+    "caption_channels": 4096,
+}
 
 
 def test_what_a_transformer_config_leaves_out_is_what_diffusers_takes():

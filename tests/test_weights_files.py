@@ -127,9 +127,18 @@ def test_noise_and_web_pages_are_corrupt(tmp_path: Path, suffix: str):
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool, place: str):
     content = {"state_dict": {"a": TENSORS["a"]}, place: Bomb(tmp_path / "ran")}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UnsafeWeightsError, match=r"asks to run posix\.mkdir"):
+    with pytest.raises(UnsafeWeightsError, match=r"refers to code: posix\.mkdir"):
         open_tensors(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "opcodes", [b"(iposix\nmkdir\n.", b"cbuiltins\neval\n(X\x01\x00\x00\x001tR."]
+)
+def test_every_way_to_code_is_refused(tmp_path: Path, opcodes: bytes):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02" + opcodes)
+    with pytest.raises(UnsafeWeightsError):
+        open_tensors(tmp_path / "w.pth")
 
 
 def test_files_of_old_torch_are_read(tmp_path: Path):

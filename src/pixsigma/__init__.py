@@ -1,9 +1,9 @@
 """PixArt-Σ: text to 1024px, 2K and 4K pictures, with a small model inside.
 
-    from pixsigma import PixArtSigmaPipeline
+from pixsigma import PixArtSigmaPipeline
 
-    pipe = PixArtSigmaPipeline.from_pretrained("mini")
-    pipe("A small cactus with a happy face in the Sahara desert.").images[0].save("cactus.png")
+pipe = PixArtSigmaPipeline.from_pretrained("mini")
+pipe("A small cactus with a happy face in the Sahara desert.").images[0].save("cactus.png")
 """
 
 from importlib import import_module

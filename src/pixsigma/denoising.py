@@ -106,7 +106,9 @@ def draw_noise(
     if len(generators) == 1:
         g = generators[0]
         return torch.randn(*shape, generator=g, device=g.device, dtype=dtype)
-    rows = [torch.randn(1, *shape[1:], generator=g, device=g.device, dtype=dtype) for g in generators]
+    rows = [
+        torch.randn(1, *shape[1:], generator=g, device=g.device, dtype=dtype) for g in generators
+    ]
     return torch.cat(rows)
 
 

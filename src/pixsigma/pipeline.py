@@ -275,7 +275,12 @@ class PixArtSigmaPipeline:
         height, width = size
         dtype = self.dtype
         num = max(len(text.mask), len(generators))
-        shape = (num, self.transformer_config.in_channels, height // self.factor, width // self.factor)
+        shape = (
+            num,
+            self.transformer_config.in_channels,
+            height // self.factor,
+            width // self.factor,
+        )
         draw = partial(draw_noise, shape, generators)
         latents = draw() if latents is None else latents
         conditions = None

@@ -106,7 +106,6 @@ def both(pipes: tuple[Any, PixArtSigmaPipeline], **call: Any) -> float:
         {"height": 200, "width": 300},  # drawn at a bin, brought to the asked size
         {"height": 64, "width": 96, "use_resolution_binning": False},
         {"num_inference_steps": 20},
-        {"max_sequence_length": 12},
     ],
 )
 def test_same_picture(pipes: tuple[Any, PixArtSigmaPipeline], call: dict[str, Any]) -> None:
@@ -152,6 +151,13 @@ def test_generators_latents_embeddings_and_outputs(
     assert np.abs(a - b).max() <= 1e-3
     pil = ours(PROMPTS[0], latents=latents, **size).images[0]
     assert pil.size == (64, 64)
+
+
+def test_a_shorter_limit_cuts_at_the_same_word_and_says_so(
+    pipes: tuple[Any, PixArtSigmaPipeline],
+) -> None:
+    with pytest.warns(UserWarning, match="desert"):
+        assert both(pipes, prompt=PROMPTS[0], max_sequence_length=12) <= 1e-3
 
 
 def test_own_timesteps(pipes: tuple[Any, PixArtSigmaPipeline]) -> None:

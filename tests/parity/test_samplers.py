@@ -81,6 +81,12 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         DPMSolverSinglestepScheduler,
         {"final_sigmas_type": "sigma_min", "lower_order_final": True, "solver_type": "heun"},
     ),
+    "single-2-full": (DPMSolverSinglestepScheduler, {"final_sigmas_type": "sigma_min"}),
+    "single-3-full": (
+        DPMSolverSinglestepScheduler,
+        {"solver_order": 3, "final_sigmas_type": "sigma_min"},
+    ),
+    "single-2-plain": (DPMSolverSinglestepScheduler, {}),
     "single-karras": (
         DPMSolverSinglestepScheduler,
         {"use_karras_sigmas": True, "lower_order_final": True},

@@ -85,13 +85,9 @@ def outputs(theirs: Any, ours: Any, h: int, w: int, extra: Conditions | None = N
         return relative_error(ours(x, t, text, mask, extra), expected)
 
 
-@pytest.mark.parametrize(
-    ("sample_size", "scale"), [(8, 0.5), (16, 1.0), (32, 2.0), (64, 4.0)]
-)
+@pytest.mark.parametrize(("sample_size", "scale"), [(8, 0.5), (16, 1.0), (32, 2.0), (64, 4.0)])
 @pytest.mark.parametrize("size", [(8, 8), (12, 6)])
-def test_every_interpolation_scale(
-    sample_size: int, scale: float, size: tuple[int, int]
-) -> None:
+def test_every_interpolation_scale(sample_size: int, scale: float, size: tuple[int, int]) -> None:
     theirs, ours = pair(sample_size=sample_size, interpolation_scale=scale)
     assert outputs(theirs, ours, *size) <= 1e-5
 

@@ -68,7 +68,10 @@ def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.
     matrices = {
         name: p
         for name, p in params.items()
-        if section.name == "muon" and ".blocks." in f".{name}" and p.ndim == 2 and "table" not in name
+        if section.name == "muon"
+        and ".blocks." in f".{name}"
+        and p.ndim == 2
+        and "table" not in name
     }
     rest = [p for name, p in params.items() if name not in matrices]
     adamw = torch.optim.AdamW(

@@ -73,7 +73,7 @@ class Trainer:
             self.denoiser = torch.compile(self.model, dynamic=False)
 
     def run(self) -> Iterator[Progress]:
-        """Train to the last step, then write `out/model`; stop by not asking for the next."""
+        """Train to the last step; stop by not asking for the next. `out/model` is always whole."""
         run = self.recipe.run
         losses, since = [], time.monotonic()
         while self.step < run.steps:
@@ -88,7 +88,6 @@ class Trainer:
             if self.step % run.checkpoint_every == 0:
                 self.save()
         self.save()
-        self.save_model()
 
     def next_batch(self) -> Batch:
         """Rows of this step: every row once an epoch, place and order fixed by seed and step."""
@@ -137,7 +136,7 @@ class Trainer:
         return self.out / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the whole state."""
+        """Write the whole state, and the averaged weights as a model."""
         state: dict[str, Any] = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -146,6 +145,7 @@ class Trainer:
             "rng": self.rng.get_state(),
         }
         save_checkpoint(self.checkpoint_path, state)
+        self.save_model()
 
     def resume(self) -> None:
         """Go on exactly where the last checkpoint stands."""

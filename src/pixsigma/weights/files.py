@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import pickletools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -234,9 +235,9 @@ def _open_sharded(index: Path) -> Tensors:
 
 def _unpickle(path: Path) -> Any:
     """Only tensors and plain containers come out; files of torch >= 1.6 are memory-mapped."""
-    with path.open("rb") as file:
-        mapped = file.read(4) == b"PK\x03\x04"
     with _reading(path):
+        with path.open("rb") as file:
+            mapped = file.read(4) == b"PK\x03\x04"
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
@@ -249,18 +250,32 @@ def _reading(path: Path) -> Iterator[None]:
     except MismatchError:
         raise
     except pickle.UnpicklingError as error:
-        told = re.search(r"(?:GLOBAL|global|class|operand|function)\W+([\w.]+\.\w+)", str(error))
-        if not re.search(r"[Uu]nsupported|not allowed|blocked", str(error)):
+        code = _code_in(str(error))
+        if code is None:
             raise CorruptWeightsError(f"{path} is not a readable pickle; {again}") from error
         raise UnsafeWeightsError(
-            f"a weights file must hold tensors only, {path} asks to run "
-            f"{told[1] if told else 'code'}; get it as .safetensors or from whom you trust"
+            f"a weights file must hold tensors only, {path} refers to code: {code}; nothing of it "
+            "was run; get it as .safetensors, or strip it to tensors where you trust it"
         ) from error
     except PermissionError as error:
         raise MissingWeightsError(f"{path} must be readable: {error}") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CorruptWeightsError(f"{path} cannot be read ({reason}); {again}") from error
+
+
+def _code_in(message: str) -> str | None:
+    """What torch's unpickler refused to run, by its message; None where it could not read."""
+    operand = re.search(r"Unsupported operand (\d+)", message)
+    if operand:
+        # An operation that exists may build objects; one that does not is noise.
+        known = pickletools.code2op.get(chr(int(operand[1])))
+        return f"operation {known.name}" if known else None
+    reason = message.rpartition("WeightsUnpickler error:")[2]
+    if not re.search(r"[Uu]nsupported|[Uu]nrecognized|blocked|[Cc]an only", reason):
+        return None
+    found = re.search(r"(?:GLOBAL|function|class)\s+([\w.]*\w)", reason)
+    return found[1] if found else "an object"
 
 
 def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:

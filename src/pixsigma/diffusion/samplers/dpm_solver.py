@@ -24,7 +24,11 @@ FEW_STEPS = 15
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver(GridSampler):
-    """DPM-Solver++(2M) and its neighbours; the defaults are those published with PixArt-Σ."""
+    """DPM-Solver++(2M) and its neighbours; the defaults are those published with PixArt-Σ.
+
+    Order 3 is the published update, which takes half of the second derivative: it converges with
+    order 2 and a smaller error.
+    """
 
     order: int = 2
     algorithm: str = "dpmsolver++"
@@ -87,10 +91,10 @@ def advance(
     solver_type: str,
     fresh: Tensor | None,
 ) -> Latents:
-    """Integrate x0(lambda) = D0 + D1 (lambda - l)/h + D2 (...)²/2 from `start` to `end`.
+    """Integrate x0 = D0 + D1 u + D2 u²/2 over a step, u from 0 to 1 in log-SNR (appendix A).
 
-    `terms` are D0, and D1 and D2 where known, in units of the step h (paper, appendix A). With
-    `fresh` noise the SDE is meant: its exponents are doubled.
+    `terms` are D0, and D1 and D2 where known. With `fresh` noise the SDE is meant: its exponents
+    are doubled.
     """
     h = end.log_snr - start.log_snr
     if h == 0:

@@ -1,0 +1,210 @@
+"""The pipeline by itself: seeds, steps, cancelling, places and failures."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pixsigma import (
+    Components,
+    InputError,
+    MissingWeightsError,
+    NoiseSchedule,
+    NotFiniteError,
+    PixArtSigmaPipeline,
+    SizeError,
+    Step,
+    get_sampler,
+)
+from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+
+FAST = {"num_inference_steps": 3, "width": 32, "height": 32}
+
+
+def pipeline(**changes: Any) -> PixArtSigmaPipeline:
+    parts: dict[str, Any] = {
+        "transformer": small_transformer(SIGMA),
+        "text_encoder": small_text_encoder(),
+        "autoencoder": small_autoencoder(),
+        "sampler": get_sampler("dpm++2m"),
+        "schedule": NoiseSchedule(),
+        "variant": "sigma",
+        "max_tokens": 30,
+        "resolution": 128,
+        "name": "small",
+    }
+    return PixArtSigmaPipeline(Components(**(parts | changes)))
+
+
+def last(steps: Iterator[Step]) -> Step:
+    *_, final = steps
+    return final
+
+
+def latents_of(pipe: PixArtSigmaPipeline, **request: Any) -> Tensor:
+    final = last(pipe.stream(**({"request": "a cat"} | FAST | request)))
+    assert final.latents is not None
+    return final.latents
+
+
+def test_stages_come_in_order_with_previews_and_pictures() -> None:
+    steps = list(pipeline().stream("a cat", seed=5, num_images=2, **FAST))
+    assert [s.stage for s in steps] == ["text", *["denoising"] * 3, "decoding", "done"]
+    assert [(s.index, s.total) for s in steps[1:4]] == [(1, 3), (2, 3), (3, 3)]
+    assert steps[1].timestep > steps[2].timestep > steps[3].timestep == 0
+    assert steps[1].preview().size == steps[1].latents.shape[:1:-1]  # type: ignore[union-attr]
+    assert steps[-1].seeds == (5, 6)
+    assert [image.size for image in steps[-1].images] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "euler-a", "sa"])
+def test_a_picture_depends_on_its_seed_alone(sampler: str) -> None:
+    pipe = pipeline()
+    together = latents_of(pipe, seed=10, num_images=7, sampler=sampler)
+    for k in (6, 0, 3):
+        alone = latents_of(pipe, seed=10 + k, sampler=sampler)
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_every_sampler_draws() -> None:
+    from pixsigma import SAMPLERS
+
+    pipe = pipeline()
+    for name in SAMPLERS:
+        latents = latents_of(pipe, sampler=name, num_inference_steps=4, seed=1)
+        assert torch.isfinite(latents).all(), name
+
+
+def test_a_caller_cancels_by_not_asking() -> None:
+    pipe, calls = pipeline(), []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    stream = pipe.stream("a cat", **FAST)
+    next(stream), next(stream)
+    stream.close()
+    assert len(calls) == 1
+
+
+def test_guidance_and_null_conventions_change_the_picture() -> None:
+    pipe = pipeline()
+    own = latents_of(pipe, seed=1)
+    assert not torch.allclose(own, latents_of(pipe, seed=1, guidance_scale=1))
+    assert not torch.allclose(own, latents_of(pipe, seed=1, negative_prompt="a dog"))
+    assert not torch.allclose(own, latents_of(pipe, seed=1, null_caption="prompt"))
+
+
+def test_the_authors_null_caption_is_padded_t5_under_the_prompts_mask() -> None:
+    pipe = pipeline()
+    text = pipe.encode(["a cat", "a much longer prompt about a cat"])
+    null = pipe.encode_null(text)
+    padded = pipe.text_encoder.encode([""], pad_to_max_length=True)
+    assert torch.equal(null.mask, text.mask)
+    for row in null.embeddings:
+        assert torch.equal(row, padded.embeddings[0, : text.mask.shape[1]])
+
+
+@pytest.mark.parametrize("mode", ["resident", "model", "sequential"])
+def test_every_placement_draws_the_same(mode: str) -> None:
+    pipe = pipeline()
+    expected = latents_of(pipe, seed=3)
+    if mode == "model":
+        pipe.enable_model_cpu_offload("cpu")
+    if mode == "sequential":
+        pipe.enable_sequential_cpu_offload("cpu")
+        assert next(pipe.transformer.parameters()).device.type == "meta"
+    torch.testing.assert_close(latents_of(pipe, seed=3), expected)
+    pipe.to("cpu")
+    assert next(pipe.transformer.parameters()).device.type == "cpu"
+    torch.testing.assert_close(latents_of(pipe, seed=3), expected)
+
+
+def test_a_compiled_transformer_takes_its_place() -> None:
+    pipe = pipeline()
+    expected = latents_of(pipe, seed=3)
+    pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(latents_of(pipe, seed=3), expected)
+
+
+def test_micro_conditions_reach_a_model_that_has_them() -> None:
+    from tests.small import KINDS
+
+    pipe = pipeline(transformer=small_transformer(KINDS["alpha"]), variant="alpha")
+    seen = []
+    pipe.transformer.csize_embedder.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    latents_of(pipe, width=32, height=64, num_images=2)
+    assert seen[0].tolist() == [64.0, 32.0] * 4  # two pictures, with and without text
+
+
+def test_overflow_is_told_with_its_remedy() -> None:
+    pipe = pipeline()
+    with torch.no_grad():
+        pipe.transformer.final_layer.linear.bias.fill_(float("inf"))
+    with pytest.raises(NotFiniteError, match=r"transformer.*bf16 or fp32"):
+        latents_of(pipe)
+    pipe = pipeline()
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match="autoencoder"):
+        latents_of(pipe)
+
+
+def test_no_memory_is_told_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixsigma import OutOfMemoryError
+
+    pipe = pipeline()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(pipe.vae, "decode", full)
+    with pytest.raises(OutOfMemoryError, match="20 GiB.*smaller size"):
+        latents_of(pipe)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        ({"width": 30, "height": 32}, SizeError, "multiples of"),
+        ({"sampler": "dpm+2m"}, InputError, "dpm\\+\\+2m"),
+        ({"steps": 3}, InputError, "num_inference_steps"),
+        ({"null_caption": "prompt", "negative_prompt": "x"}, InputError, "empty negative"),
+    ],
+)
+def test_bad_requests(request_: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        latents_of(pipeline(), **request_)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({}, "either prompts or their embeddings"),
+        ({"prompt": "a", "output_type": "jpeg"}, "pil, np, pt or latent"),
+        ({"prompt": ["a"], "generator": [torch.Generator()] * 2}, "one generator"),
+        ({"prompt": ["a"], "negative_prompt": ["b", "c"]}, "one negative prompt"),
+        ({"prompt_embeds": torch.zeros(1, 3, 16)}, "attention mask"),
+    ],
+)
+def test_bad_calls(call: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        pipeline()(height=32, width=32, num_inference_steps=1, **call)
+
+
+def test_parts_that_were_left_out_are_named() -> None:
+    pipe = pipeline(text_encoder=None, autoencoder=None)
+    with pytest.raises(MissingWeightsError, match="prompt_embeds"):
+        pipe("a cat")
+    embeds, mask = torch.randn(1, 3, 16), torch.ones(1, 3)
+    call = {"prompt_embeds": embeds, "prompt_attention_mask": mask, "guidance_scale": 1.0}
+    size = {"height": 64, "width": 64, "num_inference_steps": 1, "use_resolution_binning": False}
+    latents = pipe(output_type="latent", **call, **size).images
+    assert latents.shape == (1, 4, 8, 8)
+    with pytest.raises(MissingWeightsError, match="latent"):
+        pipe(**call, **size)
+
+
+def test_unknown_parts_are_refused() -> None:
+    with pytest.raises(InputError, match="safety_checker"):
+        PixArtSigmaPipeline.from_pretrained("mini", safety_checker=None)
