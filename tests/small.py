@@ -54,4 +54,4 @@ def small_text_encoder(max_tokens: int = 30) -> T5TextEncoder:
 def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
     """Whether two networks have equal tensors under equal names."""
     a, b = ours.state_dict(), theirs.state_dict()
-    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

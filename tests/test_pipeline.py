@@ -65,7 +65,8 @@ def test_a_picture_depends_on_its_seed_alone(sampler: str) -> None:
     together = latents_of(pipe, seed=10, num_images=7, sampler=sampler)
     for k in (6, 0, 3):
         alone = latents_of(pipe, seed=10 + k, sampler=sampler)
-        torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-5)
+        # Relative: the random network's latents are of the order of a hundred.
+        assert (together[k : k + 1] - alone).norm() <= 1e-5 * alone.norm()
     assert not torch.allclose(together[0], together[1])
 
 

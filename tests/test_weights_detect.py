@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.small import KINDS, SIGMA, TEXT, VAE, small_transformer
 
 from pixsigma.config import KVCompression, TransformerConfig
 from pixsigma.errors import MismatchError
@@ -20,7 +21,6 @@ from pixsigma.weights.config_files import (
 from pixsigma.weights.detect import detect_transformer
 from pixsigma.weights.files import Tensors
 from pixsigma.weights.keymaps import DIFFUSERS
-from tests.small import KINDS, SIGMA, TEXT, VAE, small_transformer
 
 XL = TransformerConfig()
 CAPTIONS = "y_embedder.y_embedding"

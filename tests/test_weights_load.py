@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.small import SIGMA, TEXT, same, small_text_encoder, small_transformer
 from torch import nn
 
 from pixsigma.config import KVCompression
@@ -15,7 +16,6 @@ from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.weights.files import open_tensors, save_tensors
 from pixsigma.weights.keymaps import DIFFUSERS, OFFICIAL, T5
 from pixsigma.weights.load import MAX_LISTED, load_into
-from tests.small import SIGMA, TEXT, same, small_text_encoder, small_transformer
 
 BUILD = partial(PixArtTransformer, SIGMA)
 

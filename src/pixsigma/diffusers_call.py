@@ -1,8 +1,7 @@
 """The call of diffusers' PixArtSigmaPipeline, told in our terms: same arguments, same numbers.
 
 Where diffusers has a trap, the sane meaning is taken: `negative_prompt=None` is the empty prompt,
-negative embeddings may stand beside a default negative prompt, and masks follow their prompts when
-several pictures are drawn of each.
+not the word "none", and negative embeddings may stand beside a default negative prompt.
 """
 
 import dataclasses

@@ -269,8 +269,9 @@ def _code_in(message: str) -> str | None:
     operand = re.search(r"Unsupported operand (\d+)", message)
     if operand:
         # An operation that exists may build objects; one that does not is noise.
-        known = pickletools.code2op.get(chr(int(operand[1])))
-        return f"operation {known.name}" if known else None
+        names = {ord(known.code): known.name for known in pickletools.opcodes}
+        name = names.get(int(operand[1]))
+        return f"operation {name}" if name else None
     reason = message.rpartition("WeightsUnpickler error:")[2]
     if not re.search(r"[Uu]nsupported|[Uu]nrecognized|blocked|[Cc]an only", reason):
         return None
