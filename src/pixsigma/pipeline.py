@@ -22,7 +22,7 @@ from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.placement import Placement, choose_device, release
 from pixsigma.shapes import Images, Latents
-from pixsigma.weights.build import Components, load_components
+from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class PixArtSigmaPipeline:
                 f"from_pretrained knows the parts {', '.join(fields)}; got {', '.join(unknown)}"
             )
         replaced = {fields[key]: part for key, part in parts.items()}
-        wanted = {"transformer", "text_encoder", "autoencoder"} - replaced.keys()
+        wanted = [part for part in ALL_PARTS if part not in replaced]
         components = load_components(
             name,
             dtype=torch_dtype or torch.float32,
@@ -92,6 +92,7 @@ class PixArtSigmaPipeline:
             autoencoder=self.vae,
             sampler=self.sampler,
             schedule=self.schedule,
+            variant=self.variant,
         )
 
     @property

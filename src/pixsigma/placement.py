@@ -48,10 +48,12 @@ class Placement:
             for part in moved:
                 part.to(self.device)
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemoryError(
-                f"{self.device} has too little memory: {str(error).splitlines()[0]}; "
-                "enable_model_cpu_offload(), a smaller size or fewer pictures at a time would do"
+                f"{self.device} has too little memory: {str(error).splitlines()[0]}; a smaller "
+                "size, fewer pictures at a time or enable_model_cpu_offload() would do"
             ) from error
         finally:
             for part in moved:
@@ -72,6 +74,13 @@ class Placement:
 
         part.to("cpu")
         cpu_offload(part, execution_device=self.device, offload_buffers=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python found no memory; on the CPU torch has no error of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return not isinstance(error, OutOfMemoryError)
+    return "can't allocate memory" in str(error)
 
 
 def release(*parts: nn.Module | None) -> None:

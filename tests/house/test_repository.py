@@ -1,23 +1,20 @@
-"""What the repository promises beside its code: configs parse, the map is whole, nothing is private."""
+"""What the repository promises beside its code: configs parse, the map is whole."""
 
 import json
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
-from house.sources import PACKAGE, ROOT, modules, readme, texts
 
+from house.sources import PACKAGE, ROOT, fenced, modules, readme, texts
 from pixsigma import __version__
+from pixsigma.training.recipe import read_recipe
 from pixsigma.weights.config_files import autoencoder_config, t5_config, transformer_config
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda p: p.name)
-def test_shipped_recipes_parse(path: object) -> None:
-    from pathlib import Path
-
-    from pixsigma.training.recipe import read_recipe
-
-    assert isinstance(path, Path)
+def test_shipped_recipes_parse(path: Path) -> None:
     assert read_recipe(path) is not None
 
 
@@ -51,7 +48,13 @@ def test_the_map_in_the_readme_names_every_module() -> None:
     packages = {path.parent.name for path in PACKAGE.rglob("__init__.py")} - {"pixsigma"}
     missing = [f"{name}.py" for name in names - packages if f"{name}.py" not in text]
     missing += [f"{name}/" for name in packages if f"{name}/" not in text]
-    assert sorted(missing) == []
+    assert not missing, f"the map does not name {', '.join(sorted(missing))}"
+
+
+def test_the_map_in_the_readme_names_nothing_that_is_gone() -> None:
+    (drawn,) = [block for block in fenced(readme(), "") if "src/pixsigma/" in block]
+    there = {path.name for path in ROOT.rglob("*.py")} | {path.name for path in ROOT.glob("docs/*")}
+    assert set(re.findall(r"[\w-]+\.(?:py|md)", drawn)) <= there
 
 
 def test_pins_are_exact_and_within_the_ranges() -> None:

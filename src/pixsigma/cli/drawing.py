@@ -1,6 +1,7 @@
 """The work of `pixsigma generate`: load once, then draw, save and tell, request by request."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The precisions that the command line knows."""
 
 _FOREIGN_SUFFIXES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
+_LONGEST_NAME = 240  # file systems take 255, a counter needs a few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ def draw_all(job: Job) -> None:
     """Check everything that can be checked, load, then draw; a result is told as it is saved."""
     if job.out.suffix.lower() in _FOREIGN_SUFFIXES:
         raise InputError(f"pixsigma writes PNG files, got --out {job.out}")
+    if len(os.fsencode(job.out.name)) > _LONGEST_NAME:
+        raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     for request in job.requests:
         get_sampler(request.sampler)
     device = choose_device(job.device)

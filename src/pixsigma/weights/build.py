@@ -97,7 +97,8 @@ def load_components(
     if unknown := set(parts) - set(ALL_PARTS):
         raise InputError(f"parts are {', '.join(ALL_PARTS)}; got {', '.join(sorted(unknown))}")
     known = PRESETS.get(str(name_or_path))
-    resolution = resolution or (known.resolution if known and known.hub else None)
+    if known and known.hub:
+        resolution, variant = resolution or known.resolution, variant or known.variant
     choice = FileChoice(variant=file_variant, use_safetensors=use_safetensors, offline=offline)
     # Without the transformer its file is still opened: it tells what the model is.
     main = resolve(name_or_path, parts, choice)

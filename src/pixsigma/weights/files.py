@@ -142,8 +142,7 @@ def save_tensors(
         if path.suffix == ".safetensors":
             save_file(solid, str(temp), metadata={"format": "pt", **(metadata or {})})
         else:
-            # A view would drag the whole storage that it looks into along.
-            state = {key: value.clone() for key, value in solid.items()}
+            state = {key: _alone(value) for key, value in solid.items()}
             torch.save({"state_dict": state, "metadata": dict(metadata or {})}, temp)
 
 
@@ -262,6 +261,11 @@ def _reading(path: Path) -> Iterator[None]:
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CorruptWeightsError(f"{path} cannot be read ({reason}); {again}") from error
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A copy where torch.save would drag along the larger storage that a view looks into."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _code_in(message: str) -> str | None:
