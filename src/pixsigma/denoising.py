@@ -14,7 +14,6 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.shapes import Latents
 
-
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
 
 
@@ -71,6 +70,7 @@ def denoise(
     )
     state = sampler.init(x, levels)
     total = len(levels) - 1
+    yield Step("denoising", 0, total, levels[0].timestep, x)
     for i in range(total):
         x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
         if drawing.on_step is not None:

@@ -1,4 +1,4 @@
-"""A prompt to a picture: text, denoising, decoding. A generator, so that the caller is in charge."""
+"""A prompt to a picture: text, denoising, decoding. A generator: the caller is in charge."""
 
 import dataclasses
 import secrets
@@ -167,8 +167,7 @@ class PixArtSigmaPipeline:
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
         levels = sampler.levels(self.schedule, request.num_inference_steps)
-        step = Step("text", total=len(levels) - 1, seeds=seeds)
-        yield step
+        yield Step("text", total=len(levels) - 1, seeds=seeds)
         clean = self.variant == "alpha" if request.clean_caption is None else request.clean_caption
         prepare = cleaned_twice if clean else str.strip
         text = self.encode([prepare(request.prompt)])
@@ -184,12 +183,12 @@ class PixArtSigmaPipeline:
             text, negative, request.guidance_scale, levels, (height, width), generators
         )
         for step in self.denoised(sampler, drawing):
-            step = dataclasses.replace(step, seeds=seeds)
-            yield step
-        yield dataclasses.replace(step, stage="decoding")
-        assert step.latents is not None
-        images = pictures.to_pil(self.decode(step.latents))
-        yield dataclasses.replace(step, stage="done", images=images)
+            last = dataclasses.replace(step, seeds=seeds)
+            yield last
+        yield dataclasses.replace(last, stage="decoding")
+        assert last.latents is not None
+        images = pictures.to_pil(self.decode(last.latents))
+        yield dataclasses.replace(last, stage="done", images=images)
 
     # The three rooms that a prompt goes through
 
