@@ -20,6 +20,7 @@ from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
+from pixsigma.models.tiling import decode_tiled
 from pixsigma.placement import Placement, choose_device, release
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
@@ -47,6 +48,9 @@ class PixArtSigmaPipeline:
         self.schedule = components.schedule
         self.config = components.transformer.config if components.transformer else None
         self.placement = Placement()
+        self.tiled = False
+        """Whether pictures beyond the autoencoder's own size are decoded in blended tiles: less
+        memory, and a picture that differs a little, since norms and attention see one tile."""
 
     # Loading, saving, placing
 
@@ -235,7 +239,8 @@ class PixArtSigmaPipeline:
         if self.vae is None:
             raise MissingWeightsError('this pipeline has no autoencoder: use output_type="latent"')
         with self.placement.running(self.vae):
-            images = torch.cat([self.vae.decode(row).float() for row in latents.split(1)])
+            decode = partial(decode_tiled, self.vae) if self.tiled else self.vae.decode
+            images = torch.cat([decode(row).float() for row in latents.split(1)])
         refuse_nan(images, "the autoencoder", "picture")
         return images
 
