@@ -92,9 +92,9 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
     ours = first.get("ctx", {}).get("error")
     if isinstance(ours, InputError):
         return ours
-    field = str(first["loc"][0]) if first["loc"] else "the request"
-    name = (names or {}).get(field, field)
-    if first["type"] == "extra_forbidden":
+    field, *inner = map(str, first["loc"] or ["the request"])
+    name = ".".join([(names or {}).get(field, field), *inner])
+    if first["type"] == "extra_forbidden" and not inner:
         known = ", ".join(GenerationRequest.model_fields)
         return InputError(f"there is no setting {field!r}; known: {known}")
     if first["type"] == "missing":
