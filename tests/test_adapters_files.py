@@ -67,7 +67,7 @@ def merged(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def check(folder: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> Adapter:
-    """Read, merge, and compare every weight of the network; those not expected must be as before."""
+    """Read, merge, and compare every weight; those not expected must be as before."""
     adapter = read(folder, tensors)
     got, plain = merged(adapter), small_transformer().state_dict()
     for key, weight in plain.items():
@@ -334,7 +334,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None:
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     tensors = {f"nothing.{i}.alpha": random(1) for i in range(12)}
-    with pytest.raises(MismatchError, match="12 of .*\n.*\n.*\n.*\n.*\n.*\n  and 7 more"):
+    with pytest.raises(MismatchError, match=r"12 of .*\n.*\n.*\n.*\n.*\n.*\n  and 7 more"):
         read(tmp_path, tensors)
 
 

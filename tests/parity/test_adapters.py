@@ -11,9 +11,10 @@ from tests.parity.test_transformer import outputs, pair
 from pixsigma.adapters import merge
 from pixsigma.weights.adapters import read_adapter
 
-TARGETS = (
-    "to_k,to_q,to_v,to_out.0,proj_out,ff.net.0.proj,ff.net.2,proj,linear,linear_1,linear_2"
-).split(",")
+TARGETS = [
+    *("to_k", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    *("proj", "proj_out", "linear", "linear_1", "linear_2"),
+]
 """What the authors' script trains: all but the tables."""
 
 PATTERNS: dict[str, Any] = {
@@ -31,7 +32,7 @@ def adapted_pair(folder: Path, config: Any) -> tuple[Any, Any]:
     model = get_peft_model(theirs, config).eval()
     for weight in model.parameters():
         if weight.requires_grad:
-            # Added to what was there, for DoRA's lengths; small, or a softmax sharpens the last bit.
+            # Added, for DoRA's lengths; small, or a sharp softmax magnifies the last bit.
             weight.data += 0.04 * torch.randn_like(weight)
     model.save_pretrained(folder)
     return model, ours

@@ -1,6 +1,7 @@
 """From flags and prompt files to checked requests; nothing heavy is imported for a typing error."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ def parse_lora(text: str) -> dict[str, Any]:
     """
     path, _, tail = text.rpartition(":")
     number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*(e[+-]?\d+)?|\.\d+|inf|nan)\s*", tail.lower())
-    if not path or not number or Path(text).exists():
+    # Path.exists raises for names that are too long.
+    if not path or not number or os.path.exists(text):  # noqa: PTH110
         return {"path": text}
     weight = float(tail)
     if not math.isfinite(weight):

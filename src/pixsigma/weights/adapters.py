@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,9 +116,9 @@ def adapter_file(path: Path | str) -> Path:
     Raises MissingWeightsError.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that are too long
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112
         raise MissingWeightsError(f"an adapter is a file or a folder, there is none at {path}")
     named = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
     found = named[:1] or sorted(path.glob("*.safetensors"))
