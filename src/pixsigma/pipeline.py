@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pixsigma import adapters
 from pixsigma import images as pictures
 from pixsigma.buckets import check_size
 from pixsigma.config import TransformerConfig
@@ -51,6 +52,7 @@ class PixArtSigmaPipeline:
         self.tiled = False
         """Whether pictures beyond the autoencoder's own size are decoded in blended tiles: less
         memory, and a picture that differs a little, since norms and attention see one tile."""
+        self.loras = adapters.LoraStack()
 
     # Loading, saving, placing
 
@@ -88,7 +90,8 @@ class PixArtSigmaPipeline:
         return cls(dataclasses.replace(components, **replaced))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder layout of diffusers."""
+        """Write the folder layout of diffusers; raises InputError where adapters are not fused."""
+        adapters.refuse_unfused(self)
         save_folder(
             Path(folder),
             transformer=self.transformer,
@@ -148,6 +151,13 @@ class PixArtSigmaPipeline:
         """Pixels a side for one latent."""
         return 8 if self.vae is None else self.vae.config.factor
 
+    # Adapters
+
+    load_lora = adapters.load_lora
+    set_loras = adapters.set_loras
+    unload_loras = adapters.unload_loras
+    fuse_loras = adapters.fuse_loras
+
     # The form to use in programs
 
     __call__ = call_as_diffusers
@@ -164,6 +174,7 @@ class PixArtSigmaPipeline:
 
         if isinstance(request, str):
             request = request_from(prompt=request, **settings)
+        loras = adapters.read_choices(self, request.loras)
         side_h, side_w = self.default_size
         height, width = request.height or side_h, request.width or side_w
         check_size(width, height, self.multiple)
@@ -186,7 +197,7 @@ class PixArtSigmaPipeline:
         drawing = self.drawing(
             text, negative, request.guidance_scale, levels, (height, width), generators
         )
-        for step in self.denoised(sampler, drawing):
+        for step in self.denoised(sampler, drawing, loras):
             last = dataclasses.replace(step, seeds=seeds)
             yield last
         yield dataclasses.replace(last, stage="decoding")
@@ -224,10 +235,12 @@ class PixArtSigmaPipeline:
         return TextFeatures(null.embeddings[:, :length].expand(num, -1, -1), text.mask)
 
     @torch.no_grad()
-    def denoised(self, sampler: Sampler, drawing: Drawing) -> Iterator[Step]:
-        """Yield the denoising steps."""
-        with self.placement.running(self.transformer):
-            for step in denoise(self.transformer, sampler, self.schedule, drawing):
+    def denoised(
+        self, sampler: Sampler, drawing: Drawing, loras: adapters.Weighted = ()
+    ) -> Iterator[Step]:
+        """Yield the denoising steps; `loras` come on top of the pipeline's own."""
+        with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
+            for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
 
     @torch.no_grad()

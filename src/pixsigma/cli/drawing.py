@@ -19,6 +19,7 @@ from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_png
 from pixsigma.placement import choose_device
 from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.weights.adapters import adapter_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -66,6 +67,8 @@ def draw_all(job: Job) -> None:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     for request in job.requests:
         get_sampler(request.sampler)
+        for choice in request.loras:
+            adapter_file(choice.path)
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
     check_writable(job.folder)

@@ -19,6 +19,7 @@ def generate(
     seed: options.Seed = None,
     num: options.Num = 1,
     eta: options.Eta = 0.0,
+    lora: options.Lora = None,
     out: options.Out = Path("outputs"),
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -28,7 +29,7 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw pictures from prompts."""
-    from pixsigma.cli.wishes import parse_aspect, wanted
+    from pixsigma.cli.wishes import parse_aspect, parse_lora, wanted
 
     settings: dict[str, Any] = {
         "negative_prompt": negative,
@@ -39,6 +40,7 @@ def generate(
         "num_images": num,
         "clean_caption": clean,
         "eta": eta,
+        "loras": [parse_lora(text) for text in lora or []],
     }
     requests = wanted(prompt or [], prompts, settings, size, aspect)
     shape = parse_aspect(aspect)

@@ -27,6 +27,10 @@ Negative = Annotated[str, typer.Option(help="What to lead away from.")]
 Seed = Annotated[int | None, typer.Option(help="Of the first picture; drawn when not given.")]
 Num = Annotated[int, typer.Option("-n", "--num", help="Pictures a prompt.")]
 Eta = Annotated[float, typer.Option(help="Share of fresh noise in a DDIM step.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE[:WEIGHT]", help="An adapter (LoRA and its kin); repeatable."),
+]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
@@ -51,4 +55,5 @@ FLAGS = {
     "seed": "--seed",
     "num_images": "-n",
     "eta": "--eta",
+    "loras": "--lora",
 }
