@@ -13,6 +13,7 @@ from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
 from pixsigma.training.trainer import Trainer
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 RECIPE = """
 features = "{features}"
 [model]
@@ -78,6 +79,40 @@ def test_a_killed_run_ends_as_one_never_stopped(
     for name, value in whole.ema.shadow.items():
         assert torch.equal(resumed.ema.shadow[name], value), name
     assert (tmp_path / "killed" / "model" / "transformer" / "config.json").is_file()
+
+
+def test_a_higher_resolution_starts_from_the_weaker_model(features: Path, tmp_path: Path) -> None:
+    weak = Trainer(recipe(features, steps=2), tmp_path / "weak")
+    list(weak.run())
+    stored = (tmp_path / "weak" / "model" / "transformer" / WEIGHTS).read_bytes()
+    plan = read_recipe(
+        features.with_name("recipe.toml"),
+        {
+            "model.init_from": str(tmp_path / "weak" / "model" / "transformer"),
+            "model.sample_size": 8,
+            "model.interpolation_scale": 0.125,
+        },
+    )
+    strong = Trainer(plan, tmp_path / "strong")
+    for name, value in weak.ema.shadow.items():
+        assert torch.equal(strong.model.state_dict()[name], value), name
+    coarse, fine = (m.positions(4, 4, torch.device("cpu")) for m in (weak.model, strong.model))
+    assert torch.equal(coarse, fine)  # both span the same square
+    list(strong.run())
+    assert (tmp_path / "weak" / "model" / "transformer" / WEIGHTS).read_bytes() == stored
+    with pytest.raises(MismatchError, match="another model"):
+        Trainer(
+            plan.model_copy(update={"model": plan.model.model_copy(update={"num_layers": 3})}),
+            tmp_path / "other",
+        )
+
+
+def test_what_the_network_predicts_is_the_recipes_choice(features: Path, tmp_path: Path) -> None:
+    recipe(features)
+    path = features.with_name("recipe.toml")
+    for kind in ("epsilon", "v_prediction"):
+        trainer = Trainer(read_recipe(path, {"loss.prediction_type": kind}), tmp_path / kind)
+        assert trainer.schedule.config.prediction_type == kind
 
 
 def test_the_loss_falls(features: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from pixsigma.config import ScheduleConfig
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.weights.folder import (
@@ -37,7 +38,7 @@ def main() -> None:
         autoencoder=read_autoencoder(args.vae, dtype=half),
         text_encoder=read_text_encoder(args.text, dtype=half, max_tokens=MAX_TOKENS),
         sampler=get_sampler("dpm++2m"),
-        schedule=NoiseSchedule(),
+        schedule=NoiseSchedule(ScheduleConfig(prediction_type="v_prediction")),
     )
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 2**20:.1f} MiB")

@@ -31,6 +31,9 @@ class ModelSection(Section):
 class LossSection(Section):
     """The objective."""
 
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network learns to predict; epsilon as published. Where a run is short, v tells
+    more at high noise, where an error of eps is x0's divided by sigma / alpha."""
     min_snr_gamma: float | None = None
     """Hang et al. 2023; none is the published loss."""
     timesteps: Literal["uniform", "stratified"] = "uniform"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixsigma.config import TransformerConfig
+from pixsigma.config import ScheduleConfig, TransformerConfig
 from pixsigma.data.features import Batch, FeatureSet, epoch_order
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import MismatchError, NotFiniteError
@@ -36,11 +36,10 @@ class Progress:
 
 def build_model(recipe: Recipe) -> PixArtTransformer:
     """A fresh transformer, or one with lower resolution's weights (weak to strong)."""
-    shape = recipe.model.model_dump(exclude={"init_from"})
-    config = TransformerConfig(**shape)
+    config = TransformerConfig(**recipe.model.model_dump(exclude={"init_from"}))
+    torch.manual_seed(recipe.run.seed)
+    model = PixArtTransformer(config)
     if recipe.model.init_from is None:
-        torch.manual_seed(recipe.run.seed)
-        model = PixArtTransformer(config)
         model.init_weights()
         return model
     weaker = read_transformer(recipe.model.init_from, dtype=torch.float32)
@@ -52,8 +51,8 @@ def build_model(recipe: Recipe) -> PixArtTransformer:
     )
     if same != config:
         raise MismatchError(f"{recipe.model.init_from} is another model: {same}, not {config}")
-    weaker.config = config
-    return weaker
+    model.load_state_dict(weaker.state_dict())  # copies: what was read lies in the file's memory
+    return model
 
 
 class Trainer:
@@ -62,7 +61,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self.data = FeatureSet.load(recipe.features)
-        self.schedule = NoiseSchedule()
+        self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
         self.model = build_model(recipe)
         self.optimizers = optimizers(self.model, recipe.optimizer)
         self.ema = Ema(self.model, recipe.run.ema_decay)
