@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from pixsigma.config import AutoencoderConfig
 from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.training.optim import Muon
 from pixsigma.weights.files import save_tensors
 
 CONFIG = AutoencoderConfig(
@@ -138,44 +139,6 @@ def training_loss(model: KLAutoencoder, images: Tensor, options: Options) -> tup
 # Optimiser
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal (Jordan et al. 2024), for weights of two or more dimensions.
-
-    The update has the size that Adam's would have (Liu et al. 2025, equation 4).
-    """
-
-    def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update; weights of one shape are turned together."""
-        for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for p in group["params"]:
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
-                shapes.setdefault(tuple(update.shape), []).append((p, update))
-            for (rows, columns), pairs in shapes.items():
-                turned = orthogonal(torch.stack([u for _, u in pairs]))
-                size = 0.2 * max(rows, columns) ** 0.5
-                for (p, _), u in zip(pairs, turned, strict=True):
-                    p.add_(u.view_as(p), alpha=-group["lr"] * size)
-
-
-def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """(num, rows, columns): singular values brought near 1 by a quintic Newton-Schulz iteration."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
-
-
 def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside; Adam for norms, biases and the layers at both ends."""
     ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant")
@@ -184,7 +147,7 @@ def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim
     for name, p in model.named_parameters():
         (others if p.ndim < 2 or any(end in name for end in ends) else matrices).append(p)
     adam = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon(matrices, lr=options.lr), adam]
+    return [Muon(matrices, lr=options.lr, as_adam=True), adam]
 
 
 # Training

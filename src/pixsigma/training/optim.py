@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,38 +29,47 @@ def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: steepest descent in the spectral norm (Jordan et al. 2024).
 
-    For weight matrices only. Matrices of one shape go through Newton-Schulz in one batch. The
-    update is scaled by sqrt(max(1, rows / columns)).
+    For weights of two or more dimensions; a convolution counts as (out, in · height · width).
+    Weights of one shape go through Newton-Schulz in one batch. The update is scaled by
+    sqrt(max(1, rows / columns)), or with `as_adam` by 0.2 sqrt(max(rows, columns)), the size that
+    Adam's has (Liu et al. 2025, eq. 4), so that one learning rate serves both.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        as_adam: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"as_adam": as_adam})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for same in by_shape.values():
-                self._update(same, group["lr"], group["momentum"], group["weight_decay"])
+                    by_shape[p.flatten(1).shape].append(p)
+            for (rows, columns), same in by_shape.items():
+                wide = 0.2 * max(rows, columns) ** 0.5 if group["as_adam"] else 1.0
+                tall = 1.0 if group["as_adam"] else max(1, rows / columns) ** 0.5
+                self._update(same, group, group["lr"] * wide * tall)
 
-    def _update(self, same: list[Tensor], lr: float, momentum: float, decay: float) -> None:
+    def _update(self, same: list[Tensor], group: dict[str, Any], size: float) -> None:
         directions = []
         for p in same:
             assert p.grad is not None
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-            directions.append(p.grad.lerp(buffer, momentum))  # Nesterov
-        rows, columns = same[0].shape
+            buffer.lerp_(p.grad, 1 - group["momentum"])
+            directions.append(p.grad.lerp(buffer, group["momentum"]).flatten(1))  # Nesterov
         updates = orthogonalized(torch.stack(directions))
         for p, update in zip(same, updates, strict=True):
-            p.mul_(1 - lr * decay)
-            p.add_(update, alpha=-lr * max(1, rows / columns) ** 0.5)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.view_as(p), alpha=-size)
 
 
 def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
