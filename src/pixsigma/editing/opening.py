@@ -63,6 +63,11 @@ def fingerprint(source: str) -> str:
         raise InputError(f"cannot read {shown(source)}: {error.strerror}") from error
 
 
+def shortened(source: str) -> str:
+    """The path, or `data:` alone where the picture itself is in the string."""
+    return _DATA if is_data(source) else source
+
+
 def shown(source: str) -> str:
     """The source as a message names it."""
     return "the picture in the request" if is_data(source) else source
