@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 from typer.testing import CliRunner
 
 from pixsigma import Components, NoiseSchedule, PixArtSigmaPipeline, get_sampler
@@ -14,7 +15,6 @@ from pixsigma.cli import app, drawing
 from pixsigma.cli.wishes import parse_extend
 from pixsigma.errors import InputError
 from pixsigma.images import read_provenance, read_settings
-from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 
 FAST = ("--steps", 2, "--seed", 5, "--device", "cpu", "-q")
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from tests.doubles import gaussian, run, seeded_noise
+from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 from torch import Tensor
 
 from pixsigma import (
@@ -28,8 +30,6 @@ from pixsigma.editing.canvas import Canvas, box_around, extended
 from pixsigma.editing.known import Known, shortened
 from pixsigma.editing.plan import covering, first_size
 from pixsigma.requests import request_from
-from tests.doubles import gaussian, run, seeded_noise
-from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 
 FAST = {"num_inference_steps": 4, "seed": 3}
 ODE = ("dpm++2m", "dpm++2m-karras", "dpm++1", "dpm++3m", "ddim", "euler")
@@ -157,8 +157,8 @@ def test_strength_is_a_share_of_the_steps() -> None:
 
 def test_steps_are_counted_as_they_are_taken(pipe: PixArtSigmaPipeline) -> None:
     steps = list(pipe.stream("a cat", image=photo(), strength=0.5, **FAST))
-    assert [s.stage for s in steps] == ["text", *["denoising"] * 2, "decoding", "done"]
-    assert [(s.index, s.total) for s in steps] == [(0, 2), (1, 2), (2, 2), (2, 2), (2, 2)]
+    assert [s.stage for s in steps] == ["text", *["denoising"] * 3, "decoding", "done"]
+    assert [(s.index, s.total) for s in steps] == [(k, 2) for k in (0, 0, 1, 2, 2, 2)]
 
 
 # Masks
@@ -284,8 +284,8 @@ def test_two_passes_draw_small_and_refine(pipe: PixArtSigmaPipeline) -> None:
     settings = {"width": 256, "height": 192, "num_inference_steps": 2, "seed": 3}
     steps = list(pipe.stream("a cat", two_pass=True, strength=0.5, **settings))
     sizes = [tuple(s.latents.shape[-2:]) for s in steps if s.latents is not None]
-    assert sizes == [(56, 74)] * 3 + [(96, 128)] * 3
-    assert [(s.index, s.total) for s in steps] == [(0, 3), (1, 3), (2, 3), (2, 3), *[(3, 3)] * 3]
+    assert sizes == [(56, 74)] * 4 + [(96, 128)] * 4
+    assert [(s.index, s.total) for s in steps] == [(k, 3) for k in (0, 0, 1, 2, 2, 2, 3, 3, 3)]
     assert steps[-1].images[0].size == (256, 192)
     first = last(pipe.stream("a cat", width=144, height=112, num_inference_steps=2, seed=3))
     assert first.images[0].size == (144, 112)
@@ -492,6 +492,24 @@ def test_masks_that_cannot_be_meant_are_refused(pipe: PixArtSigmaPipeline) -> No
         drawn(pipe, image=photo(), mask=spot(16, 16))
     with pytest.raises(InputError, match="black everywhere"):
         drawn(pipe, image=photo(), mask=spot(value=0))
+    with pytest.raises(InputError, match="black everywhere"):  # scaling has cut it off
+        drawn(pipe, image=photo(), mask=spot(box=(0, 0, 2, 2)), width=16, height=32)
+
+
+def test_what_is_nearly_black_is_kept(tmp_path: Path) -> None:
+    source = saved(tmp_path, spot(64, 64, (16, 16, 48, 48)), "mask.jpg", quality=50)
+    with Image.open(source) as stored:
+        assert set(np.unique(pixels(stored))) - {0, 255}, "JPEG leaves traces"
+    opened = opening.open_mask(source)
+    assert set(np.unique(pixels(opened))) == {0, 255}
+    assert opened.getbbox() == (16, 16, 48, 48)
+
+
+def test_pictures_far_above_the_trained_size_are_told(pipe: PixArtSigmaPipeline) -> None:
+    mask = spot(512, 256, (0, 0, 8, 8))
+    with pytest.warns(UserWarning, match="512x256 is far above the 128x128"):
+        next(pipe.stream("a", image=photo(512, 256), mask=mask))
+    next(pipe.stream("a", image=photo(512, 256), mask=mask, inpaint_crop=True))
 
 
 def test_a_picture_needs_an_autoencoder(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 from torch import Tensor
 
 from pixsigma import (
@@ -19,7 +20,6 @@ from pixsigma import (
     Step,
     get_sampler,
 )
-from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
 
 FAST = {"num_inference_steps": 3, "width": 32, "height": 32}
 
@@ -52,9 +52,9 @@ def latents_of(pipe: PixArtSigmaPipeline, **request: Any) -> Tensor:
 
 def test_stages_come_in_order_with_previews_and_pictures() -> None:
     steps = list(pipeline().stream("a cat", seed=5, num_images=2, **FAST))
-    assert [s.stage for s in steps] == ["text", *["denoising"] * 3, "decoding", "done"]
-    assert [(s.index, s.total) for s in steps[1:4]] == [(1, 3), (2, 3), (3, 3)]
-    assert steps[1].timestep > steps[2].timestep > steps[3].timestep == 0
+    assert [s.stage for s in steps] == ["text", *["denoising"] * 4, "decoding", "done"]
+    assert [(s.index, s.total) for s in steps[1:5]] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert steps[1].timestep > steps[2].timestep > steps[3].timestep > steps[4].timestep == 0
     assert steps[1].preview().size == steps[1].latents.shape[:1:-1]  # type: ignore[union-attr]
     assert steps[-1].seeds == (5, 6)
     assert [image.size for image in steps[-1].images] == [(32, 32)] * 2
@@ -84,7 +84,7 @@ def test_a_caller_cancels_by_not_asking() -> None:
     pipe, calls = pipeline(), []
     pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
     stream = pipe.stream("a cat", **FAST)
-    next(stream), next(stream)
+    next(stream), next(stream), next(stream)
     stream.close()
     assert len(calls) == 1
 
@@ -168,7 +168,7 @@ def test_no_memory_is_told_with_advice(
         raise error
 
     monkeypatch.setattr(pipe.vae, "decode", full)
-    with pytest.raises(OutOfMemoryError, match="20 GiB.*smaller size"):
+    with pytest.raises(OutOfMemoryError, match=r"20 GiB.*smaller size"):
         latents_of(pipe)
 
 

@@ -89,7 +89,7 @@ def test_a_jpeg_holds_what_is_promised_and_refuses_more(tmp_path: Path, characte
     fits = {"prompt": character * (room // len(json.dumps(character, ensure_ascii=False).encode()))}
     for suffix in (".jpg", ".webp"):
         assert images.read_settings(written(tmp_path, suffix, fits)) == fits
-        with pytest.raises(InputError, match="has room for 10,000 bytes of settings.*PNG"):
+        with pytest.raises(InputError, match=r"has room for 10,000 bytes of settings.*PNG"):
             written(tmp_path, suffix, {"prompt": "x" * 20_000})
     long = {"prompt": "x" * 90_000}
     assert images.read_settings(written(tmp_path, ".png", long)) == long
@@ -109,7 +109,7 @@ def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
 def test_damaged_settings_are_no_crash(tmp_path: Path, text: str) -> None:
     inside = b"<pixsigma:settings>" + text.encode()[:50_000] + b"</pixsigma:settings>"
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", xmp=inside)
-    with pytest.raises(InputError, match="damaged|holds no settings"):
+    with pytest.raises(InputError, match=r"damaged|holds no settings"):
         images.read_settings(tmp_path / "a.jpg")
 
 

@@ -178,9 +178,9 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
 def test_wrong_recipes_and_features_are_told(features: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(RECIPE.format(features=features, steps=8, optimizer="sgd"))
-    with pytest.raises(InputError, match="optimizer.name"):
+    with pytest.raises(InputError, match=r"optimizer\.name"):
         read_recipe(path)
-    with pytest.raises(InputError, match="run.stpes"):
+    with pytest.raises(InputError, match=r"run\.stpes"):
         good = tmp_path / "good.toml"
         good.write_text(RECIPE.format(features=features, steps=8, optimizer="muon"))
         read_recipe(good, {"run.stpes": 3})

@@ -1,4 +1,4 @@
-"""The transformer against formulas written out by hand, one number at a time where that is clearest."""
+"""The transformer against formulas written out by hand, one number at a time."""
 
 import math
 

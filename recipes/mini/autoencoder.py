@@ -11,10 +11,9 @@ import argparse
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +179,8 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
 def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside; Adam for norms, biases and the layers at both ends."""
     ends = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant")
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, p in model.named_parameters():
         (others if p.ndim < 2 or any(end in name for end in ends) else matrices).append(p)
     adam = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -253,7 +253,7 @@ class Run:
             "options": asdict(self.options),
         }
         torch.save(state, self.out / "checkpoint.tmp")
-        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+        (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
 
     def resume(self) -> None:
         """Go on from the checkpoint of `out`."""
@@ -288,17 +288,28 @@ def quality(model: KLAutoencoder, held: Pictures) -> str:
 
 
 @torch.no_grad()
-def latent_statistics(model: KLAutoencoder, data: Pictures) -> dict[str, Any]:
-    """Standard deviation of the means over all small pictures, together and by channel."""
-    pairs = [model.moments(as_images(p)) for p in data.small.split(64)]
-    means = torch.cat([mean for mean, _ in pairs])
-    return {
-        "std": float(means.std()),
-        "channel_std": [round(float(s), 4) for s in means.std(dim=(0, 2, 3))],
-        "channel_mean": [round(float(m), 4) for m in means.mean(dim=(0, 2, 3))],
-        "posterior_std": float(torch.cat([std for _, std in pairs]).mean()),
-        "largest": float(means.abs().max()),
-    }
+def all_means(model: KLAutoencoder, data: Pictures) -> Tensor:
+    """(num, C, H, W): the unscaled latents of all small pictures."""
+    return torch.cat([model.moments(as_images(p))[0] for p in data.small.split(64)])
+
+
+@torch.no_grad()
+def standardize(model: KLAutoencoder, means: Tensor) -> None:
+    """Give every latent channel mean 0 and deviation 1 without a change to what is decoded.
+
+    Both 1x1 convolutions take the change in: what one divides by, the other multiplies with.
+    Without it a few channels would hold nearly all the variance that diffusion sees.
+    """
+    centre, spread = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    before, after = model.quant_conv, model.post_quant_conv
+    assert before is not None and before.bias is not None
+    assert after is not None and after.bias is not None
+    num = len(centre)
+    before.weight[:num] /= spread[:, None, None, None]
+    before.bias[:num] = (before.bias[:num] - centre) / spread
+    before.bias[num:] -= 2 * spread.log()
+    after.bias += after.weight[:, :, 0, 0] @ centre
+    after.weight *= spread[None, :, None, None]
 
 
 def write_folder(model: KLAutoencoder, config: AutoencoderConfig, folder: Path) -> None:
@@ -321,28 +332,27 @@ def write_sheet(model: KLAutoencoder, held: Pictures, path: Path, columns: int =
     """Rows of originals over reconstructions: two of large pictures, two of small ones."""
     rows = []
     for pixels in (held.large, held.small):
-        size = pixels.shape[-1]
         for first in (0, len(pixels) - columns):
             some = pixels[first : first + columns]
             for row in (some, reconstructed(model, some).byte()):
                 big = F.interpolate(row.float(), size=(LARGE, LARGE), mode="nearest").byte()
                 rows.append(torch.cat(list(big), dim=-1))
-        assert size in (LARGE, SMALL)
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
 
 def finish(run: Run, data: Pictures, held: Pictures) -> str:
-    """Choose the scaling factor, write the folder and the sheet; returns what READY says."""
-    model = run.average.eval()
-    statistics = latent_statistics(model, data)
+    """Standardise the latents, write the folder and the sheet; returns what READY says."""
+    model = copy.deepcopy(run.average).eval()
+    means = all_means(model, data)
+    standardize(model, means)
     score = quality(model, held)
-    config = replace(CONFIG, scaling_factor=round(1 / statistics["std"], 5))
-    write_folder(model, config, run.out / "vae")
+    write_folder(model, CONFIG, run.out / "vae")
     write_sheet(model, held, run.out / "reconstructions.png")
     parameters = sum(p.numel() for p in model.parameters())
+    spreads = [round(float(s), 3) for s in means.std(dim=(0, 2, 3))]
     return (
         f"{score}; {run.step} steps, {run.seconds / 60:.1f} min, {parameters} parameters; "
-        f"scaling_factor {config.scaling_factor}; {statistics}"
+        f"scaling_factor {CONFIG.scaling_factor}; deviations before standardising {spreads}"
     )
 
 

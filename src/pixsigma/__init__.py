@@ -89,6 +89,7 @@ _HOME = {
 """Where each public name lives; it is imported when first asked for, so that start-up is quick."""
 
 __all__ = [
+    "SAMPLERS",
     "AutoencoderConfig",
     "Components",
     "CorruptWeightsError",
@@ -108,7 +109,6 @@ __all__ = [
     "PixArtTransformer",
     "PixsigmaError",
     "PromptFileError",
-    "SAMPLERS",
     "ScheduleConfig",
     "SizeError",
     "Step",

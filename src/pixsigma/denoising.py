@@ -88,8 +88,7 @@ def denoise(
     predict = given.around(predict) if given else predict
     state = sampler.init(x, levels)
     total = len(levels) - 1
-    if total == 0:
-        yield Step("denoising", 0, 0, levels[0].timestep, x)
+    yield Step("denoising", 0, total, levels[0].timestep, x)
     for i in range(total):
         x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
         if drawing.on_step is not None:

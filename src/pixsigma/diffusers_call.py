@@ -81,10 +81,9 @@ def call_as_diffusers(
         negative = features(self, negative_prompt, embeds, mask, prepare, limit)
         negative = negative.repeat_interleave(num_images_per_prompt)
     sampler = with_eta(self.sampler, eta)
+    levels = sampler.levels(self.schedule, num_inference_steps)
     if timesteps is not None or sigmas is not None:
         levels = sampler.levels_at(self.schedule, timesteps=timesteps, ratios=sigmas)
-    else:
-        levels = sampler.levels(self.schedule, num_inference_steps)
     drawing = self.drawing(
         text.repeat_interleave(num_images_per_prompt),
         negative,
@@ -95,10 +94,8 @@ def call_as_diffusers(
         latents,
         step_end(self, callback_on_step_end),
     )
-    for step in self.denoised(sampler, drawing):
-        x = step.latents
-    assert x is not None
-    images = finished(self, x, asked, size, output_type)
+    *_, last = self.denoised(sampler, drawing)
+    images = finished(self, last.latents, asked, size, output_type)
     return PipelineOutput(images) if return_dict else (images,)
 
 
@@ -167,12 +164,13 @@ def step_end(
 
 def finished(
     pipe: "PixArtSigmaPipeline",
-    latents: Latents,
+    latents: Latents | None,
     asked: tuple[int, int],
     size: tuple[int, int],
     output_type: str,
 ) -> Any:
     """Latents to what was asked for, brought from the bin's size to the asked one."""
+    assert latents is not None  # a denoising step always has them
     convert = {"pil": pictures.to_pil, "np": pictures.to_numpy, "pt": pictures.to_unit}
     if output_type == "latent":
         return latents

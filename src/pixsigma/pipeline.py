@@ -1,4 +1,4 @@
-"""A prompt to a picture: text, denoising, decoding. A generator, so that the caller is in charge."""
+"""A prompt to a picture: text, denoising, decoding. A generator: the caller is in charge."""
 
 import dataclasses
 import secrets
@@ -186,16 +186,15 @@ class PixArtSigmaPipeline:
             )
             drawing = dataclasses.replace(drawing, given=self.given(plan, each, images))
             for step in self.denoised(sampler, drawing):
-                step = dataclasses.replace(
-                    step, index=before + step.index, total=total, seeds=seeds
-                )
-                yield step
-            before = step.index
-            yield dataclasses.replace(step, stage="decoding")
-            assert step.latents is not None
-            images = self.decode(step.latents)
+                index = before + step.index
+                last = dataclasses.replace(step, index=index, total=total, seeds=seeds)
+                yield last
+            before = index
+            yield dataclasses.replace(last, stage="decoding")
+            assert last.latents is not None
+            images = self.decode(last.latents)
         assert images is not None
-        yield dataclasses.replace(step, stage="done", images=plan.finished(images))
+        yield dataclasses.replace(last, stage="done", images=plan.finished(images))
 
     # The three rooms that a prompt goes through
 

@@ -1,4 +1,4 @@
-"""What a picture's file says of its making: the settings, the text that galleries read, the AI mark.
+"""What a picture's file says of its making: settings, the text that galleries read, the AI mark.
 
 PNG holds the settings as JSON in a text chunk of its own, JPEG and WebP in their XMP packet. The
 mark is IPTC's digital source type (IPTC Photo Metadata Standard, "Digital Source Type"), in XMP in
@@ -59,7 +59,8 @@ def save_options(
     """What `Image.save` is to be given for a file of `kind` (PNG, JPEG or WEBP).
 
     `size` is the picture's `width` and `height`, for the text alone: in the settings they are what
-    was asked for. `settings` None leaves them out; the mark stays. Raises InputError where a JPEG has no room.
+    was asked for. `settings` None leaves them out; the mark stays. Raises InputError where a JPEG
+    has no room.
     """
     parameters = None if settings is None else parameters_text({**settings, **size})
     if kind == "PNG":
@@ -73,9 +74,9 @@ def save_options(
     return options
 
 
-def check_room(kind: str, settings: Mapping[str, Any] | None) -> None:
-    """Raise InputError for settings that are too long for this kind of file."""
-    num = len(_json(settings or {}).encode())
+def check_room(kind: str, settings: Mapping[str, Any] | None, spare: int = 0) -> None:
+    """Raise InputError for settings too long for this kind of file with `spare` bytes to come."""
+    num = len(_json(settings or {}).encode()) + spare
     if kind != "PNG" and num > LONGEST_SETTINGS:
         raise InputError(
             f"{kind} has room for {LONGEST_SETTINGS:,} bytes of settings, these are {num:,}; "

@@ -30,6 +30,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _FOREIGN_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
 
+_TOLD_LATER = 500  # bytes of settings that are known only after the drawing, and some more
+
 _LONGEST_NAME = 240  # file systems take 255, a counter needs a few
 
 
@@ -93,9 +95,9 @@ def check(job: Job) -> None:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     for request in job.requests:
         get_sampler(request.sampler)
-        told = remembered(request)
+        told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
         if job.metadata:
-            check_room(KINDS[job.suffix.lower()], told)
+            check_room(KINDS[job.suffix.lower()], told, spare=_TOLD_LATER)
 
 
 def load(job: Job, dtype: torch.dtype) -> "PixArtSigmaPipeline":

@@ -1,4 +1,4 @@
-"""Pictures and captions that were encoded once: latents as mean and deviation, text as T5 states."""
+"""Pictures and captions that were encoded once: latents as mean and deviation, text as states."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -22,6 +22,8 @@ MOST_PIXELS = 2**26
 
 _DATA = "data:"
 
+_NEARLY = 8
+
 
 def open_picture(source: str) -> Image.Image:
     """RGB from a path or a `data:image/…;base64,…` URI; transparency is laid on white.
@@ -38,8 +40,9 @@ def open_mask(source: str) -> Image.Image:
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """A picture as a mask, in grey."""
-    return flattened(image, ground="black").convert("L")
+    """A picture as a mask, in grey; what is nearly black or white is, as JPEG blurs them."""
+    grey = flattened(image, ground="black").convert("L")
+    return grey.point([0 if v < _NEARLY else 255 if v > 255 - _NEARLY else v for v in range(256)])
 
 
 def as_data(image: Image.Image) -> str:
@@ -58,7 +61,7 @@ def fingerprint(source: str) -> str:
     """SHA-256 of the file, in hex; raises InputError where it cannot be read."""
     try:
         with _file(source) as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {shown(source)}: {error.strerror}") from error
 

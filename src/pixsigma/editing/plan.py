@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH = 0.6, 1.0, 0.4
 """Where the request says none: a picture as a whole, a masked part, the second pass."""
 
+_FAR = 4
+"""Times the trained area, above which a picture falls apart into repetitions."""
+
 
 @dataclass(frozen=True)
 class Round:
@@ -94,12 +97,14 @@ def covering(images: Images, size: tuple[int, int]) -> Images:
 def as_request(
     request: "GenerationRequest | str", settings: Mapping[str, Any]
 ) -> "GenerationRequest":
-    """A request from a prompt or request and settings; pictures of PIL and paths become data.
+    """A request from a prompt or request and settings; pictures of PIL become data.
 
     Raises InputError.
     """
     from pixsigma.requests import request_from
 
+    if not isinstance(request, str) and not settings:
+        return request
     given: dict[str, Any] = (
         {"prompt": request} if isinstance(request, str) else request.model_dump()
     )
@@ -121,41 +126,42 @@ def _edit(
 ) -> Plan:
     picture = opening.open_picture(source)
     mask = opening.open_mask(request.mask) if request.mask is not None else None
-    if mask is not None:
-        _check_mask(mask, picture)
+    if mask is not None and mask.size != picture.size:
+        raise SizeError(
+            f"a mask has the size of its picture, {picture.width}x{picture.height}, "
+            f"got {mask.width}x{mask.height}"
+        )
     if request.width and request.height:
         size = request.width, request.height
         opening.check_pixels(size, "the size that was asked for")
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
         mask = ImageOps.fit(mask, size, Image.Resampling.BILINEAR) if mask else None
+    if mask is not None and mask.getbbox() is None:
+        raise InputError("the mask is black everywhere: paint white what is to be drawn anew")
     if request.extend:
         picture, mask = extended(picture, mask, request.extend)
     box = (0, 0, *picture.size)
     if request.inpaint_crop and mask is not None:
         box = box_around(mask, native, multiple)
     canvas = Canvas(picture=picture, mask=mask, box=box, multiple=multiple)
-    if canvas.padded:
-        _tell_padding(canvas)
+    _tell(canvas, native)
     usual = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
     strength = usual if request.strength is None else request.strength
     return Plan((Round(canvas.size, strength),), canvas)
 
 
-def _check_mask(mask: Image.Image, picture: Image.Image) -> None:
-    if mask.size != picture.size:
-        raise SizeError(
-            f"a mask has the size of its picture, {picture.width}x{picture.height}, "
-            f"got {mask.width}x{mask.height}"
-        )
-    if mask.getbbox() is None:
-        raise InputError("the mask is black everywhere: paint white what is to be drawn anew")
-
-
-def _tell_padding(canvas: Canvas) -> None:
+def _tell(canvas: Canvas, native: tuple[int, int]) -> None:
     left, top, right, bottom = canvas.box
     height, width = canvas.size
-    warnings.warn(
-        f"{right - left}x{bottom - top} is no multiple of {canvas.multiple}: drawn as "
-        f"{width}x{height} with the last pixels repeated, and cut back",
-        stacklevel=4,
-    )
+    if canvas.padded:
+        warnings.warn(
+            f"{right - left}x{bottom - top} is no multiple of {canvas.multiple}: drawn as "
+            f"{width}x{height} with the last pixels repeated, and cut back",
+            stacklevel=5,
+        )
+    if height * width > _FAR * native[0] * native[1]:
+        warnings.warn(
+            f"{width}x{height} is far above the {native[1]}x{native[0]} that this model was "
+            "trained on: a smaller size or, with a mask, inpaint_crop would do better",
+            stacklevel=5,
+        )

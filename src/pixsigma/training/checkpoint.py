@@ -1,6 +1,5 @@
 """The whole state of a run, written whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, part)
-        os.replace(part, path)
+        part.replace(path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"the checkpoint {path} could not be written: {error}") from error

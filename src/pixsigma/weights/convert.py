@@ -76,11 +76,18 @@ def _cast(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
     )
 
 
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in type, shape and every bit: a NaN equals itself here, as it must."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(*(x.contiguous().flatten().view(torch.uint8) for x in (a, b)))
+
+
 def _verify(ours: Mapping[str, Tensor], target: Path, config: object) -> None:
     """Raise OutputError unless what was written reads back as what was meant."""
     written = folder.open_transformer(target)
     back = written.detected.keymap.to_ours(written.tensors)
-    differs = [key for key in ours if key not in back or not torch.equal(ours[key], back[key])]
+    differs = [key for key in ours if key not in back or not _same_bits(ours[key], back[key])]
     if differs or len(back) != len(ours) or written.config != config:
         told = f"{len(differs)} tensors, {differs[:3]}" if differs else "the config"
         raise OutputError(f"{target} does not read back as it was written: {told}; try again")

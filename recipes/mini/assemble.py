@@ -1,0 +1,49 @@
+"""Put the trained parts together as one folder in diffusers layout, in half precision.
+
+    python recipes/mini/assemble.py TRANSFORMER VAE TEXT OUT
+
+TRANSFORMER and VAE are folders; TEXT holds `text_encoder/` and `tokenizer/`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.diffusion.schedule import NoiseSchedule
+from pixsigma.weights.folder import (
+    read_autoencoder,
+    read_text_encoder,
+    read_transformer,
+    save_folder,
+)
+
+MAX_TOKENS = 120
+LARGEST = 48 * 2**20
+"""Bytes that the folder may have, so that the package stays a small download."""
+
+
+def main() -> None:
+    """Parse, read, write, weigh."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("transformer", "vae", "text", "out"):
+        parser.add_argument(name, type=Path)
+    args = parser.parse_args()
+    half = torch.float16
+    save_folder(
+        args.out,
+        transformer=read_transformer(args.transformer, dtype=half),
+        autoencoder=read_autoencoder(args.vae, dtype=half),
+        text_encoder=read_text_encoder(args.text, dtype=half, max_tokens=MAX_TOKENS),
+        sampler=get_sampler("dpm++2m"),
+        schedule=NoiseSchedule(),
+    )
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 2**20:.1f} MiB")
+    if size > LARGEST:
+        raise SystemExit(f"mini may have {LARGEST / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
