@@ -497,12 +497,12 @@ def test_masks_that_cannot_be_meant_are_refused(pipe: PixArtSigmaPipeline) -> No
 
 
 def test_what_is_nearly_black_is_kept(tmp_path: Path) -> None:
-    source = saved(tmp_path, spot(64, 64, (16, 16, 48, 48)), "mask.jpg", quality=50)
+    source = saved(tmp_path, spot(64, 64, (19, 19, 45, 45)), "mask.jpg", quality=97)
     with Image.open(source) as stored:
         assert set(np.unique(pixels(stored))) - {0, 255}, "JPEG leaves traces"
     opened = opening.open_mask(source)
     assert set(np.unique(pixels(opened))) == {0, 255}
-    assert opened.getbbox() == (16, 16, 48, 48)
+    assert opened.getbbox() == (19, 19, 45, 45)
 
 
 def test_pictures_far_above_the_trained_size_are_told(pipe: PixArtSigmaPipeline) -> None:

@@ -7,7 +7,6 @@ import io
 import struct
 import warnings
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -127,7 +126,7 @@ def _opened(source: str) -> Image.Image:
     return image
 
 
-def _file(source: str) -> IO[bytes]:
+def _file(source: str) -> io.BufferedReader | io.BytesIO:
     if not is_data(source):
         return Path(source).open("rb")
     kind, comma, text = source.partition(",")
