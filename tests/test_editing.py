@@ -192,6 +192,18 @@ def test_kept_latents_end_as_they_were(sampler: str) -> None:
     assert (x - source)[..., 4:].abs().max() > 0.5
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_kept_latents_begin_at_the_noise_of_the_first_level(sampler: str) -> None:
+    solver = SAMPLERS[sampler]
+    levels = solver.levels(NoiseSchedule(), 12)
+    torch.manual_seed(0)
+    source, eps, mask = torch.randn(1, 2, 8, 8), torch.randn(3, 2, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    x = Known(source, mask, from_noise=True).start(solver, eps, levels)
+    assert torch.equal(x[..., :4], levels[0].add_noise(source, eps)[..., :4])
+    assert torch.equal(x[..., 4:], solver.start(eps, levels)[..., 4:])
+
+
 @pytest.mark.parametrize("sampler", ODE)
 def test_an_ode_solver_does_what_copying_after_each_step_does(sampler: str) -> None:
     """The mixing of RePaint and diffusers, with a denoiser that looks across the mask's edge."""
@@ -311,6 +323,7 @@ def test_covering_cuts_the_centre() -> None:
     ramp = torch.linspace(-1, 1, 8).expand(1, 3, 4, 8)
     out = covering(ramp, (8, 8))
     assert out.shape == (1, 3, 8, 8)
+    assert torch.allclose(covering(ramp.mT, (8, 8)), out.mT, atol=1e-6)
     assert float(out.mean()) == pytest.approx(0, abs=1e-5) and out.abs().max() < 0.6
 
 
