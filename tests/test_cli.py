@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from pixsigma import __main__ as entry
 from pixsigma.cli import COMMANDS, app, drawing, report
+from pixsigma.cli.wishes import parse_lora
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Step
 from pixsigma.errors import (
@@ -135,6 +136,62 @@ def test_flags_reach_the_request(pipe: FakePipeline, tmp_path: Path) -> None:
         "blur",
     )
     assert (request.eta, request.clean_caption) == (0.5, True)
+
+
+def test_adapters_reach_the_request_and_the_picture(pipe: FakePipeline, tmp_path: Path) -> None:
+    for name in ("ink.safetensors", "odd:2"):
+        (tmp_path / name).touch()
+    files = [f"{tmp_path}/ink.safetensors", f"{tmp_path}/ink.safetensors:-0.5", f"{tmp_path}/odd:2"]
+    flags = [word for file in files for word in ("--lora", file)]
+    result = run("generate", "a", *flags, "--out", tmp_path, "--seed", 1)
+    assert result.exit_code == 0, result.stderr
+    loras = [
+        {"path": f"{tmp_path}/{name}", "weight": weight}
+        for name, weight in (("ink.safetensors", 1.0), ("ink.safetensors", -0.5), ("odd:2", 1.0))
+    ]
+    assert pipe.requests[0].model_dump()["loras"] == tuple(loras)
+    assert read_settings(tmp_path / "a-1.png")["loras"] == loras
+    lines = tmp_path / "prompts.txt"
+    lines.write_text(json.dumps({"prompt": "b", "loras": [loras[1]]}))
+    assert run("generate", "--prompts", lines, "--out", tmp_path).exit_code == 0
+    assert pipe.requests[1].loras[0].weight == -0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "weight"),
+    [
+        ("ink.safetensors", "ink.safetensors", None),
+        ("ink.safetensors:0.8", "ink.safetensors", 0.8),
+        ("ink:-1e-1", "ink", -0.1),
+        ("ink:.5", "ink", 0.5),
+        ("C:\\loras\\ink.safetensors", "C:\\loras\\ink.safetensors", None),
+        ("C:\\loras\\ink.safetensors:2", "C:\\loras\\ink.safetensors", 2.0),
+        ("a:b/ink", "a:b/ink", None),
+        ("a:b/ink:1", "a:b/ink", 1.0),
+        ("ink:heavy", "ink:heavy", None),
+        (":0.5", ":0.5", None),
+        ("x" * 300 + ":1", "x" * 300, 1.0),
+    ],
+)
+def test_what_follows_the_last_colon_is_a_weight_if_it_is_a_number(
+    text: str, path: str, weight: float | None
+) -> None:
+    assert parse_lora(text) == {"path": path} | ({} if weight is None else {"weight": weight})
+
+
+@pytest.mark.parametrize("text", ["ink:nan", "ink:inf", "ink:-INF", "ink:1e999"])
+def test_a_weight_that_is_not_finite(text: str) -> None:
+    with pytest.raises(InputError, match="must be finite"):
+        parse_lora(text)
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "x" * 300, "ink:heavy"])
+def test_a_missing_adapter_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(drawing, "load", lambda job, dtype: pytest.fail("loaded"))
+    result = run("generate", "a", "--lora", tmp_path / name, "--out", tmp_path)
+    assert result.exit_code != 0 and "there is none at" in result.stderr
 
 
 def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_picture_as_data_is_not_repeated() -> None:
         (["a", "--strength", 0.5], "strength needs image"),
         (["a", "--image", "in.png", "--strength", 2], "--strength must be"),
         (["a", "--image", "in.png", "--extend", "up=3"], "--extend must be sides and pixels"),
-        (["a", "--image", "in.png", "--extend", "left=9999"], "--extend must be less than"),
+        (["a", "--image", "in.png", "--extend", "left=9999"], "--extend.left must be less than"),
         (["a", "--two-pass", "--size", "128x128"], "two passes are for sizes above"),
         (["x" * 11_000, "--out", "x.jpg"], "has room for 10,000 bytes"),
     ],

@@ -1,16 +1,18 @@
 """The pipeline by itself: seeds, steps, cancelling, places and failures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+from tests.small import SIGMA, VAE, small_autoencoder, small_text_encoder, small_transformer
 from torch import Tensor
 
 from pixsigma import (
     Components,
     InputError,
+    KLAutoencoder,
     MissingWeightsError,
     NoiseSchedule,
     NotFiniteError,
@@ -120,6 +122,16 @@ def test_every_placement_draws_the_same(mode: str) -> None:
     pipe.to("cpu")
     assert next(pipe.transformer.parameters()).device.type == "cpu"
     torch.testing.assert_close(latents_of(pipe, seed=3), expected)
+
+
+def test_tiles_decode_large_pictures_nearly_as_the_whole() -> None:
+    pipe = pipeline(autoencoder=KLAutoencoder(replace(VAE, sample_size=32)).eval())
+    latents = torch.randn(1, 4, 24, 24)
+    whole = pipe.decode(latents)
+    pipe.tiled = True
+    tiled = pipe.decode(latents)
+    assert tiled.shape == whole.shape
+    assert 0 < (tiled - whole).abs().max() < 0.5 * whole.abs().max()
 
 
 def test_a_compiled_transformer_takes_its_place() -> None:

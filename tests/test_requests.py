@@ -28,6 +28,7 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         "extend": None,
         "inpaint_crop": False,
         "two_pass": False,
+        "loras": (),
     }
 
 
@@ -37,6 +38,9 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         ({}, "prompt is missing"),
         ({"prompt": 3}, "prompt must be a valid string, got 3"),
         ({"prompt": "x", "steps": 3}, "there is no setting 'steps'; known: prompt, negative"),
+        ({"prompt": "x", "loras": [{"weight": 1}]}, r"loras\.0\.path is missing"),
+        ({"prompt": "x", "loras": [{"path": "a", "at": 1}]}, r"loras\.0\.at .*not permitted"),
+        ({"prompt": "x", "loras": [{"path": "a", "weight": 1e999}]}, r"0\.weight must be a finite"),
         ({"prompt": "x", "num_inference_steps": 0}, "num_inference_steps must be greater than or"),
         ({"prompt": "x", "num_inference_steps": 2.5}, "must be a valid integer, got 2.5"),
         ({"prompt": "x", "num_inference_steps": True}, "must be a valid integer, got True"),

@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     from pixsigma.models.text import T5TextEncoder, Tokenizer
     from pixsigma.models.transformer import PixArtTransformer
     from pixsigma.pipeline import PixArtSigmaPipeline
-    from pixsigma.requests import GenerationRequest
+    from pixsigma.requests import GenerationRequest, LoraChoice
+    from pixsigma.weights.adapters import AdapterReport
     from pixsigma.weights.build import Components, load_components
     from pixsigma.weights.convert import convert
     from pixsigma.weights.info import describe
 
 _HOME = {
+    "AdapterReport": "weights.adapters",
     "AutoencoderConfig": "config",
     "Components": "weights.build",
     "CorruptWeightsError": "errors",
@@ -57,6 +59,7 @@ _HOME = {
     "InputError": "errors",
     "KLAutoencoder": "models.autoencoder",
     "KVCompression": "config",
+    "LoraChoice": "requests",
     "MismatchError": "errors",
     "MissingExtraError": "errors",
     "MissingWeightsError": "errors",
@@ -90,6 +93,7 @@ _HOME = {
 
 __all__ = [
     "SAMPLERS",
+    "AdapterReport",
     "AutoencoderConfig",
     "Components",
     "CorruptWeightsError",
@@ -97,6 +101,7 @@ __all__ = [
     "InputError",
     "KLAutoencoder",
     "KVCompression",
+    "LoraChoice",
     "MismatchError",
     "MissingExtraError",
     "MissingWeightsError",

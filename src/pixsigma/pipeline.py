@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pixsigma import adapters
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
@@ -21,6 +22,7 @@ from pixsigma.editing.known import Known, shortened
 from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
+from pixsigma.models.tiling import decode_tiled, encode_tiled
 from pixsigma.placement import Placement, choose_device, release
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
@@ -48,6 +50,10 @@ class PixArtSigmaPipeline:
         self.schedule = components.schedule
         self.config = components.transformer.config if components.transformer else None
         self.placement = Placement()
+        self.tiled = False
+        """Whether pictures beyond the autoencoder's own size are decoded in blended tiles: less
+        memory, and a picture that differs a little, since norms and attention see one tile."""
+        self.loras = adapters.LoraStack()
 
     # Loading, saving, placing
 
@@ -85,7 +91,8 @@ class PixArtSigmaPipeline:
         return cls(dataclasses.replace(components, **replaced))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the folder layout of diffusers."""
+        """Write the folder layout of diffusers; raises InputError where adapters are not fused."""
+        adapters.refuse_unfused(self)
         save_folder(
             Path(folder),
             transformer=self.transformer,
@@ -145,6 +152,13 @@ class PixArtSigmaPipeline:
         """Pixels a side for one latent."""
         return 8 if self.vae is None else self.vae.config.factor
 
+    # Adapters
+
+    load_lora = adapters.load_lora
+    set_loras = adapters.set_loras
+    unload_loras = adapters.unload_loras
+    fuse_loras = adapters.fuse_loras
+
     # The form to use in programs
 
     __call__ = call_as_diffusers
@@ -159,6 +173,7 @@ class PixArtSigmaPipeline:
         OutOfMemoryError.
         """
         request = as_request(request, settings)
+        loras = adapters.read_choices(self, request.loras)
         plan = planned(request, self.default_size, self.multiple)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
@@ -185,7 +200,7 @@ class PixArtSigmaPipeline:
                 text, negative, request.guidance_scale, levels, each.size, generators
             )
             drawing = dataclasses.replace(drawing, given=self.given(plan, each, images))
-            for step in self.denoised(sampler, drawing):
+            for step in self.denoised(sampler, drawing, loras):
                 index = before + step.index
                 last = dataclasses.replace(step, index=index, total=total, seeds=seeds)
                 yield last
@@ -226,10 +241,12 @@ class PixArtSigmaPipeline:
         return TextFeatures(null.embeddings[:, :length].expand(num, -1, -1), text.mask)
 
     @torch.no_grad()
-    def denoised(self, sampler: Sampler, drawing: Drawing) -> Iterator[Step]:
-        """Yield the denoising steps."""
-        with self.placement.running(self.transformer):
-            for step in denoise(self.transformer, sampler, self.schedule, drawing):
+    def denoised(
+        self, sampler: Sampler, drawing: Drawing, loras: adapters.Weighted = ()
+    ) -> Iterator[Step]:
+        """Yield the denoising steps; `loras` come on top of the pipeline's own."""
+        with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
+            for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
 
     @torch.no_grad()
@@ -241,8 +258,9 @@ class PixArtSigmaPipeline:
         if self.vae is None:
             raise MissingWeightsError("this pipeline has no autoencoder, which pictures need")
         with self.placement.running(self.vae):
+            encode = partial(encode_tiled, self.vae) if self.tiled else self.vae.encode
             rows = images.to(self.device).split(1)
-            latents = torch.cat([self.vae.encode(row).float() for row in rows])
+            latents = torch.cat([encode(row).float() for row in rows])
         refuse_nan(latents, "the autoencoder", "latents")
         return latents
 
@@ -264,7 +282,8 @@ class PixArtSigmaPipeline:
         if self.vae is None:
             raise MissingWeightsError('this pipeline has no autoencoder: use output_type="latent"')
         with self.placement.running(self.vae):
-            images = torch.cat([self.vae.decode(row).float() for row in latents.split(1)])
+            decode = partial(decode_tiled, self.vae) if self.tiled else self.vae.decode
+            images = torch.cat([decode(row).float() for row in latents.split(1)])
         refuse_nan(images, "the autoencoder", "picture")
         return images
 

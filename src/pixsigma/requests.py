@@ -20,6 +20,17 @@ Extension = Annotated[int, Field(ge=0, le=8192)]
 """Pixels that a picture is continued by on one side."""
 
 
+class LoraChoice(BaseModel):
+    """An adapter for one request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    path: str = Field(min_length=1, max_length=4096)
+    """A file, or a folder of peft or diffusers."""
+    weight: float = 1.0
+    """Its strength; 0 leaves it off."""
+
+
 class GenerationRequest(BaseModel):
     """One prompt and how to draw it, plain data; the names are those of the diffusers call."""
 
@@ -46,6 +57,8 @@ class GenerationRequest(BaseModel):
     as in the authors' code."""
     eta: float = Field(0.0, ge=0, le=1)
     """Share of fresh noise in a DDIM step."""
+    loras: tuple[LoraChoice, ...] = Field((), strict=False, max_length=100)
+    """Adapters for this request alone, on top of the pipeline's own."""
 
     image: str | None = Field(None, min_length=1, repr=False)
     """A picture to begin from: a path, or the picture as `data:image/png;base64,…`. With one,
@@ -112,9 +125,9 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
     ours = first.get("ctx", {}).get("error")
     if isinstance(ours, InputError):
         return ours
-    field = str(first["loc"][0]) if first["loc"] else "the request"
-    name = (names or {}).get(field, field)
-    if first["type"] == "extra_forbidden":
+    field, *inner = map(str, first["loc"] or ["the request"])
+    name = ".".join([(names or {}).get(field, field), *inner])
+    if first["type"] == "extra_forbidden" and not inner:
         known = ", ".join(GenerationRequest.model_fields)
         return InputError(f"there is no setting {field!r}; known: {known}")
     if first["type"] == "missing":

@@ -5,6 +5,7 @@ import importlib
 import pixsigma
 
 NAMES = [
+    "AdapterReport",
     "AutoencoderConfig",
     "Components",
     "CorruptWeightsError",
@@ -12,6 +13,7 @@ NAMES = [
     "InputError",
     "KLAutoencoder",
     "KVCompression",
+    "LoraChoice",
     "MismatchError",
     "MissingExtraError",
     "MissingWeightsError",

@@ -1,6 +1,5 @@
 """The whole pipeline against diffusers': a folder that diffusers wrote, pictures in [0, 1]."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         transformer=transformer,
         scheduler=scheduler,
     )
-    pipe.save_pretrained(path)
-    # transformers 5 writes tokenizer.json alone; the published folders hold spiece.model.
-    shutil.copy(TOKENIZER / "spiece.model", path / "tokenizer")
+    pipe.save_pretrained(path)  # transformers 5 writes tokenizer.json, and no spiece.model
     return path
 
 

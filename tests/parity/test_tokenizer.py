@@ -75,8 +75,9 @@ def theirs():
     return T5Tokenizer.from_pretrained(FOLDER)
 
 
-def test_equal_on_a_thousand_strings(theirs):
-    ours = Tokenizer(FOLDER / "spiece.model", max_length=10_000)
+@pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
+def test_equal_on_a_thousand_strings(theirs, file):
+    ours = Tokenizer(FOLDER / file, max_length=10_000)
     texts = strings(1000)
     wanted = theirs(texts).input_ids
     assert len(texts) == 1000

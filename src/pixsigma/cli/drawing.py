@@ -21,6 +21,7 @@ from pixsigma.images import check_writable, picture_stem, write_picture
 from pixsigma.placement import choose_device
 from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
 from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.weights.adapters import adapter_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -95,6 +96,8 @@ def check(job: Job) -> None:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     for request in job.requests:
         get_sampler(request.sampler)
+        for choice in request.loras:
+            adapter_file(choice.path)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
         if job.metadata:
             check_room(KINDS[job.suffix.lower()], told, spare=_TOLD_LATER)

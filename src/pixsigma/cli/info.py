@@ -71,5 +71,5 @@ def told(known: "WeightsInfo") -> dict[str, Any]:
 def table(facts: dict[str, Any]) -> str:
     """Names and values in two columns, without what is not set."""
     width = max(map(len, facts), default=0)
-    rows = {name: value for name, value in facts.items() if value not in (None, "")}
+    rows = {name: value for name, value in facts.items() if value not in (None, "", [])}
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items())

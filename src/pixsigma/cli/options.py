@@ -52,6 +52,10 @@ Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
 ]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE[:WEIGHT]", help="An adapter (LoRA and its kin); repeatable."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 TextAndVae = Annotated[
@@ -79,4 +83,5 @@ FLAGS = {
     "mask": "--mask",
     "strength": "--strength",
     "extend": "--extend",
+    "loras": "--lora",
 }

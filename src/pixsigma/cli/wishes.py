@@ -1,5 +1,8 @@
 """From flags and prompt files to checked requests; nothing heavy is imported for a typing error."""
 
+import math
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
 
         return again(flags, written)
     settings = {field: flags[name] for name, field in FIELDS.items()}
+    settings["loras"] = [parse_lora(text) for text in flags["lora"] or []]
     if flags["extend"] is not None:
         settings["extend"] = parse_extend(flags["extend"])
     return {
@@ -103,6 +107,22 @@ def parse_aspect(text: str | None) -> tuple[int, int] | None:
     width, height = parse_pair(text, ":", "--aspect")
     size_for_aspect(1024, width, height)
     return width, height
+
+
+def parse_lora(text: str) -> dict[str, Any]:
+    """A file and its weight; raises InputError for a weight that is not finite.
+
+    What follows the last colon is a weight if it is a number, unless the whole is a file.
+    """
+    path, _, tail = text.rpartition(":")
+    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*(e[+-]?\d+)?|\.\d+|inf|nan)\s*", tail.lower())
+    # Path.exists raises for names that are too long.
+    if not path or not number or os.path.exists(text):  # noqa: PTH110
+        return {"path": text}
+    weight = float(tail)
+    if not math.isfinite(weight):
+        raise InputError(f"the weight in --lora FILE:WEIGHT must be finite, got {text!r}")
+    return {"path": path, "weight": weight}
 
 
 def parse_pair(text: str, separator: str, flag: str) -> tuple[int, int]:

@@ -1,29 +1,17 @@
 """Prompts to ids to features: the tokenizer of T5 and the encoder behind it."""
 
-import re
 import warnings
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import TextFeatures
+from pixsigma.models.pieces import END, PAD, open_pieces
 from pixsigma.models.t5 import T5Encoder
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-
-PAD, END, UNKNOWN = 0, 1, 2
-"""Ids that T5's vocabulary begins with."""
-
-NUM_SENTINELS = 100
-"""`<extra_id_0>` to `<extra_id_99>` follow the pieces, the last one first."""
-
-_SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_(?:\d|[1-9]\d)>)")
 
 
 class Tokenizer:
@@ -32,9 +20,8 @@ class Tokenizer:
     def __init__(self, path: Path | str, max_length: int = 300) -> None:
         """Read `spiece.model`, or the `tokenizer.json` that transformers 5 writes in its place.
 
-        `max_length` counts the end token (300 for Σ, 120 for α).
-
-        Raises MissingWeightsError where there is no such file, InputError for a length below 1.
+        `max_length` counts the end token (300 for Σ, 120 for α). Raises MissingWeightsError where
+        there is no such file, InputError for a length below 1.
         """
         if max_length < 1:
             raise InputError(f"max_length must leave room for the end token, got {max_length}")
@@ -44,7 +31,7 @@ class Tokenizer:
                 "a T5 folder has it as tokenizer/spiece.model or tokenizer/tokenizer.json"
             )
         self.max_length = max_length
-        self._pieces = _open(Path(path))
+        self.pieces = open_pieces(Path(path))
 
     def __call__(
         self,
@@ -70,32 +57,11 @@ class Tokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         """The ids of one prompt, end token included, at any length."""
-        # A special token written out in the text is that token, as in the reference tokenizer;
-        # each stretch between two of them is tokenized as if it stood alone.
-        parts = _SPECIAL.split(prompt)
-        found: list[int] = []
-        for text, special in zip(parts[::2], [*parts[1::2], ""], strict=True):
-            found += self._pieces.encode(text)
-            found += [self._special_id(special)] if special else []
-        return [*found, END]
+        return [*self.pieces.encode(prompt), END]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
-        size = self._pieces.vocab_size()
-        decoded: str = self._pieces.decode([i for i in ids if UNKNOWN < i < size])
-        return decoded
-
-    def serialized(self) -> bytes:
-        """The sentencepiece file, `spiece.model`, as it was read."""
-        content: bytes = self._pieces.serialized_model_proto()
-        return content
-
-    def _special_id(self, token: str) -> int:
-        fixed = {"<pad>": PAD, "</s>": END, "<unk>": UNKNOWN}
-        if token in fixed:
-            return fixed[token]
-        number = int(token.removeprefix("<extra_id_").removesuffix(">"))
-        return int(self._pieces.vocab_size()) + NUM_SENTINELS - 1 - number
+        return self.pieces.decode(ids)
 
     def _cut(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
@@ -137,9 +103,3 @@ class T5TextEncoder:
         device = device or self.encoder.embed.weight.device
         ids, mask = ids.to(device), mask.to(device)
         return TextFeatures(self.encoder(ids, mask), mask)
-
-
-def _open(path: Path) -> "SentencePieceProcessor":
-    from sentencepiece import SentencePieceProcessor
-
-    return SentencePieceProcessor(model_file=str(path))

@@ -21,6 +21,7 @@ from pixsigma.errors import (
     UnknownNameError,
 )
 from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.models.pieces import JsonPieces, SentencePieces
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
@@ -143,11 +144,17 @@ def read_text_encoder(
     """
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
-    tokenizer = Tokenizer(path / "tokenizer" / "spiece.model", max_tokens or folder_tokens(path))
+    tokenizer = Tokenizer(vocabulary_file(path / "tokenizer"), max_tokens or folder_tokens(path))
     build = partial(T5Encoder, config_files.t5_config(config_files.read_config(folder)))
     tensors = open_tensors(find_weights(folder, "text_encoder", choice))
     kept = partial(T5Encoder.storage_dtype, dtype=dtype) if dtype else None
     return T5TextEncoder(tokenizer, load_into(build, tensors, T5, dtype=kept))
+
+
+def vocabulary_file(folder: Path) -> Path:
+    """The sentencepiece file, else the JSON that transformers 5 writes in its place."""
+    spiece, table = folder / SentencePieces.file_name, folder / JsonPieces.file_name
+    return table if table.is_file() and not spiece.is_file() else spiece
 
 
 def folder_tokens(path: Path) -> int:
@@ -231,8 +238,9 @@ def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     _save_part(
         folder / "text_encoder", tensors, config_files.t5_json(encoder.config), "text_encoder"
     )
-    with atomic_write(folder / "tokenizer" / "spiece.model") as temp:
-        temp.write_bytes(text_encoder.tokenizer.serialized())
+    pieces = text_encoder.tokenizer.pieces
+    with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
+        temp.write_bytes(pieces.content())
     write_json(
         folder / "tokenizer" / "tokenizer_config.json",
         {

@@ -1,0 +1,185 @@
+"""Adapters of a pipeline: stacked, weighted, changed without loading, taken off without a trace."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
+from pixsigma.placement import release
+from pixsigma.weights.adapters import Adapter, AdapterReport, Patch, read_adapter
+
+if TYPE_CHECKING:
+    from pixsigma.pipeline import PixArtSigmaPipeline
+    from pixsigma.requests import LoraChoice
+
+Weighted: TypeAlias = tuple[tuple[Adapter, float], ...]
+"""Adapters and their weights; each adds its weight times what it would add alone."""
+
+
+@dataclass
+class LoraStack:
+    """What is loaded, what the weights of the network hold, and what lies beneath."""
+
+    loaded: dict[str, Adapter] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
+    """The touched weights as they were, on the CPU."""
+    in_effect: Weighted | None = ()
+    """None while they are being changed, so that a failure there does not pass for done."""
+    network: nn.Module | None = None
+    """Whose weights `base` has."""
+
+    def wanted(self) -> Weighted:
+        """What the pipeline draws with when a request asks for nothing else."""
+        return tuple((self.loaded[name], w) for name, w in self.weights.items() if w)
+
+
+def load_lora(
+    self: "PixArtSigmaPipeline", path: str | Path, name: str | None = None, weight: float = 1.0
+) -> AdapterReport:
+    """Put an adapter's file or folder on the transformer, beside those that are there.
+
+    `name` is the file's where not given, `weight` its strength. Raises WeightsError; then the
+    pipeline is as before.
+    """
+    stack = self.loras
+    path = Path(path).expanduser()
+    name = name or (path.name if path.is_dir() else path.stem)
+    if name in stack.loaded:
+        raise InputError(f"each adapter has its own name, {name!r} is loaded; pass another name=")
+    weights = stack.weights | {name: checked(weight, name)}
+    adapter = read_adapter(path, network_of(self))
+    put_on(self, (*stack.wanted(), *(((adapter, weight),) if weight else ())))
+    stack.loaded[name], stack.weights = adapter, weights
+    return adapter.report
+
+
+def set_loras(self: "PixArtSigmaPipeline", weights: Mapping[str, float]) -> None:
+    """Give the loaded adapters these weights; those not named are off.
+
+    Raises UnknownNameError, or InputError for a weight that is not finite.
+    """
+    stack = self.loras
+    if unknown := [name for name in weights if name not in stack.loaded]:
+        raise UnknownNameError(
+            f"loaded adapters are {', '.join(stack.loaded) or 'none'}; got {', '.join(unknown)}"
+        )
+    stack.weights = {name: checked(weight, name) for name, weight in weights.items()}
+    put_on(self, stack.wanted())
+
+
+def unload_loras(self: "PixArtSigmaPipeline") -> None:
+    """Forget all adapters; the weights are those of before, to the last bit."""
+    put_on(self, ())
+    self.loras = LoraStack()
+
+
+def fuse_loras(self: "PixArtSigmaPipeline") -> None:
+    """Make the adapters in effect part of the weights for good, as `save_pretrained` needs it."""
+    put_on(self, self.loras.wanted())
+    self.loras = LoraStack()
+
+
+def refuse_unfused(pipe: "PixArtSigmaPipeline") -> None:
+    """Raise InputError where saving would have to guess whether adapters belong to the model."""
+    if pipe.loras.in_effect != ():
+        raise InputError(
+            "a model is saved with its adapters fused or without them; call fuse_loras() or "
+            f"unload_loras() first, got {', '.join(pipe.loras.loaded)} in effect"
+        )
+
+
+def read_choices(pipe: "PixArtSigmaPipeline", choices: Iterable["LoraChoice"]) -> Weighted:
+    """The adapters that a request asks for; raises WeightsError."""
+    asked = [choice for choice in choices if choice.weight]
+    return tuple((read_adapter(c.path, network_of(pipe)), c.weight) for c in asked)
+
+
+@contextmanager
+def adapted(pipe: "PixArtSigmaPipeline", own: Weighted = ()) -> Iterator[Callable[..., Tensor]]:
+    """The transformer with the pipeline's adapters and `own`, which are off again at the end.
+
+    Every call checks what is in effect, so requests that are drawn by turns do not mix.
+    """
+
+    def network(*args: Any, **kwargs: Any) -> Tensor:
+        put_on(pipe, (*pipe.loras.wanted(), *own))
+        return pipe.transformer(*args, **kwargs)
+
+    try:
+        # Before the weights travel: on their resting place this takes no room on the device.
+        put_on(pipe, (*pipe.loras.wanted(), *own))
+        yield network
+    finally:
+        put_on(pipe, pipe.loras.wanted())
+
+
+def put_on(pipe: "PixArtSigmaPipeline", wanted: Weighted) -> None:
+    """Bring the transformer's weights to what they are with exactly these adapters."""
+    stack = pipe.loras
+    if stack.in_effect == wanted:
+        return
+    network = stack.network if stack.base and stack.network and not wanted else network_of(pipe)
+    if stack.base and network is not stack.network:
+        raise InputError(
+            "adapters stay with the transformer that they were put on, and it was replaced; call "
+            "unload_loras() and load them again"
+        )
+    stack.network, stack.in_effect = network, None
+    streamed = pipe.placement.mode == "sequential"
+    if streamed:
+        release(network)
+    try:
+        merge(network, wanted, stack.base)
+    finally:
+        if streamed:
+            pipe.placement.settle(network)
+    stack.in_effect = wanted
+
+
+@torch.no_grad()
+def merge(network: nn.Module, wanted: Weighted, base: dict[str, Tensor]) -> None:
+    """base + Σ weight · delta in float32, rounded once; `base` keeps the weights that it touches.
+
+    Weights are replaced, not written into: they may lie in a mapped file that others read.
+    """
+    weights = dict(network.named_parameters())
+    patches: dict[str, list[tuple[Patch, float]]] = defaultdict(list)
+    for adapter, strength in wanted:
+        for patch in adapter.patches:
+            patches[patch.target.key].append((patch, strength))
+    for key in [key for key in base if key not in patches]:
+        weight = weights[key]
+        weight.data = base[key].to(weight.device, weight.dtype)
+        del base[key]
+    for key, found in patches.items():
+        weight = weights[key]
+        if key not in base:
+            base[key] = weight.data.cpu()
+        plain = base[key].to(weight.device, torch.float32)
+        total = plain.clone()
+        for patch, strength in found:
+            rows = slice(patch.target.start, patch.target.stop)
+            total[rows] += strength * patch.update.delta(plain[rows])
+        weight.data = total.to(weight.dtype)
+
+
+def network_of(pipe: "PixArtSigmaPipeline") -> nn.Module:
+    """The transformer itself, also where a compiled one took its place."""
+    if pipe.transformer is None:
+        raise MissingWeightsError("this pipeline has no transformer to put an adapter on")
+    return getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+
+
+def checked(weight: float, name: str) -> float:
+    """The weight; raises InputError where it is not finite."""
+    if not math.isfinite(weight):
+        raise InputError(f"the weight of an adapter must be finite, got {weight} for {name}")
+    return weight

@@ -1,0 +1,105 @@
+"""Text to pieces of words: the two files that hold T5's vocabulary, behind one interface."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+PAD, END, UNKNOWN = 0, 1, 2
+"""Ids that T5's vocabulary begins with."""
+
+NUM_SENTINELS = 100
+"""`<extra_id_0>` to `<extra_id_99>` follow the pieces, the last one first."""
+
+_SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_(?:\d|[1-9]\d)>)")
+
+
+class Pieces(Protocol):
+    """A vocabulary that cuts text into ids, without an end token."""
+
+    file_name: str
+    """What the file is called in a tokenizer folder."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length; special tokens written out in it count as such."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        ...
+
+    def content(self) -> bytes:
+        """The file as it was read."""
+        ...
+
+
+class SentencePieces:
+    """`spiece.model`, as the published folders have it."""
+
+    file_name = "spiece.model"
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = SentencePieceProcessor(model_file=str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids; each stretch between two special tokens is cut as if it stood alone."""
+        parts = _SPECIAL.split(text)
+        found: list[int] = []
+        for words, special in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            found += self._model.encode(words)
+            found += [self._special_id(special)] if special else []
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        size = self._model.vocab_size()
+        decoded: str = self._model.decode([i for i in ids if UNKNOWN < i < size])
+        return decoded
+
+    def content(self) -> bytes:
+        """The file as it was read."""
+        serialized: bytes = self._model.serialized_model_proto()
+        return serialized
+
+    def _special_id(self, token: str) -> int:
+        fixed = {"<pad>": PAD, "</s>": END, "<unk>": UNKNOWN}
+        if token in fixed:
+            return fixed[token]
+        number = int(token.removeprefix("<extra_id_").removesuffix(">"))
+        return int(self._model.vocab_size()) + NUM_SENTINELS - 1 - number
+
+
+class JsonPieces:
+    """`tokenizer.json`, the only vocabulary that transformers 5 writes."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._bytes = path.read_bytes()
+        self._model = Tokenizer.from_buffer(self._bytes)
+        # A file may ask to pad or cut; length is the caller's business here.
+        self._model.no_padding()
+        self._model.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids, special tokens told by the file itself."""
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        text: str = self._model.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def content(self) -> bytes:
+        """The file as it was read."""
+        return self._bytes
+
+
+def open_pieces(path: Path) -> Pieces:
+    """The vocabulary in a file, by its ending."""
+    return JsonPieces(path) if path.suffix == ".json" else SentencePieces(path)
