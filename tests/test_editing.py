@@ -490,7 +490,7 @@ def test_requests_stay_plain_data(pipe: PixArtSigmaPipeline, tmp_path: Path) -> 
         ({"image": "x.png", "two_pass": True}, "image or two_pass, not both"),
         ({"image": "x.png", "inpaint_crop": True}, "give mask or extend"),
         ({"image": "x.png", "extend": {"left": 0}}, "on one side at least"),
-        ({"image": "x.png", "extend": {"up": 1}}, "extend must be 'left'"),
+        ({"image": "x.png", "extend": {"up": 1}}, "extend.up must be 'left'"),
         ({"image": "x.png", "strength": 1.5}, "less than or equal to 1"),
         ({"image": ""}, "at least 1 character"),
     ],

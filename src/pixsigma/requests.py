@@ -125,7 +125,7 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
     ours = first.get("ctx", {}).get("error")
     if isinstance(ours, InputError):
         return ours
-    field, *inner = map(str, first["loc"] or ["the request"])
+    field, *inner = (str(part) for part in first["loc"] or ["the request"] if part != "[key]")
     name = ".".join([(names or {}).get(field, field), *inner])
     if first["type"] == "extra_forbidden" and not inner:
         known = ", ".join(GenerationRequest.model_fields)
