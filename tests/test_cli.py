@@ -218,7 +218,7 @@ def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None
         (["x", "--sampler", "eular"], 2, "euler"),
         (["x", "--device", "abacus"], 2, "no device 'abacus'"),
         (["x", "--dtype", "fp12"], 2, "--dtype must be auto, fp32, fp16, bf16, got 'fp12'"),
-        (["x", "--out", "a.jpg"], 2, "writes PNG files"),
+        (["x", "--out", "a.gif"], 2, "writes .png, .jpg, .jpeg, .webp files"),
         (["x", "--out", "a" * 250 + ".png"], 2, "at most 240 bytes"),
         (["--prompts", "missing.txt"], 2, "cannot read the prompts in missing.txt"),
     ],

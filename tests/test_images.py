@@ -115,7 +115,7 @@ def test_slugs_are_bounded_and_end_with_a_word() -> None:
 
 
 def test_settings_come_back(tmp_path: Path) -> None:
-    path = images.write_png(picture(), tmp_path, "a", SETTINGS)
+    path = images.write_picture(picture(), tmp_path, "a", SETTINGS)
     assert path == tmp_path / "a.png"
     assert images.read_settings(path) == SETTINGS
     with Image.open(path) as stored:
@@ -130,7 +130,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
 
 def test_a_taken_name_gets_a_counter(tmp_path: Path) -> None:
     colours = [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
-    paths = [images.write_png(picture(c), tmp_path, "a", {}) for c in colours]
+    paths = [images.write_picture(picture(c), tmp_path, "a", {}) for c in colours]
     assert [p.name for p in paths] == ["a.png", "a-2.png", "a-3.png"]
     for path, colour in zip(paths, colours, strict=True):
         with Image.open(path) as stored:
@@ -147,7 +147,7 @@ def test_writers_at_the_same_moment_do_not_clash(
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     threads = [
-        threading.Thread(target=images.write_png, args=(picture(), tmp_path, "a", {"seed": k}))
+        threading.Thread(target=images.write_picture, args=(picture(), tmp_path, "a", {"seed": k}))
         for k in range(8)
     ]
     for thread in threads:
@@ -169,7 +169,7 @@ def test_an_interrupted_writing_leaves_nothing(
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises((KeyboardInterrupt, OutputError)):
-        images.write_png(picture(), tmp_path, "a", {})
+        images.write_picture(picture(), tmp_path, "a", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_is_found_first(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         images.check_writable(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot write a picture"):
-        images.write_png(picture(), tmp_path / "missing", "a", {})
+        images.write_picture(picture(), tmp_path / "missing", "a", {})
 
 
 def test_pictures_without_settings_say_so(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_pictures_without_settings_say_so(tmp_path: Path) -> None:
         images.read_settings(tmp_path / "text.png")
     with pytest.raises(InputError, match="cannot be read as a picture"):
         images.read_settings(tmp_path / "missing.png")
-    whole = images.write_png(picture(), tmp_path, "whole", SETTINGS).read_bytes()
+    whole = images.write_picture(picture(), tmp_path, "whole", SETTINGS).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError):
         images.read_settings(tmp_path / "cut.png")

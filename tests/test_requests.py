@@ -22,6 +22,12 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         "clean_caption": None,
         "null_caption": "own",
         "eta": 0.0,
+        "image": None,
+        "mask": None,
+        "strength": None,
+        "extend": None,
+        "inpaint_crop": False,
+        "two_pass": False,
         "loras": (),
     }
 

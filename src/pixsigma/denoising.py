@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pixsigma.diffusion.guidance import guided
-from pixsigma.diffusion.samplers.base import Noise, Sampler
+from pixsigma.diffusion.samplers.base import Noise, Predict, Sampler
 from pixsigma.diffusion.schedule import Level, NoiseSchedule
 from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import Conditions, TextFeatures
@@ -36,6 +36,18 @@ class Step:
     """A cheap small PIL image of the first picture as it stands; costs nothing until called."""
 
 
+class Given(Protocol):
+    """What is known of the latents before they are drawn."""
+
+    def start(self, sampler: Sampler, noise: Latents, levels: Sequence[Level]) -> Latents:
+        """The first `x` at `levels[0]`, from N(0, 1) noise."""
+        ...
+
+    def around(self, predict: Predict) -> Predict:
+        """The denoiser that knows it too."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drawing:
     """Everything that the loop needs, on the device already."""
@@ -50,6 +62,7 @@ class Drawing:
     conditions: Conditions | None = None
     on_step: OnStep | None = None
     """Called after each step; latents that it returns take the place of the step's."""
+    given: Given | None = None
 
 
 def denoise(
@@ -57,10 +70,14 @@ def denoise(
 ) -> Iterator[Step]:
     """Yield after every step; the last step's latents are the picture's.
 
+    A grid of one level has no step: the latents that were given are yielded as they are.
+
     Raises NotFiniteError as soon as the latents hold NaN or infinity.
     """
     levels = drawing.levels
-    x = sampler.start(drawing.latents, levels)
+    given = drawing.given
+    noise = drawing.latents
+    x = given.start(sampler, noise, levels) if given else sampler.start(noise, levels)
     predict = guided(
         with_conditions(network, drawing.conditions),
         drawing.text,
@@ -68,6 +85,7 @@ def denoise(
         drawing.guidance_scale,
         prediction_type=schedule.config.prediction_type,
     )
+    predict = given.around(predict) if given else predict
     state = sampler.init(x, levels)
     total = len(levels) - 1
     yield Step("denoising", 0, total, levels[0].timestep, x)

@@ -1,6 +1,5 @@
 """Tensors to pictures, and pictures to files that say how they were drawn."""
 
-import json
 import os
 import re
 import secrets
@@ -13,17 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixsigma.errors import InputError, OutputError
+from pixsigma.provenance import KINDS, MADE, embedded, save_options
 from pixsigma.shapes import Images, Latents
 
-SETTINGS_KEY = "pixsigma"
-"""Name of the PNG text chunk that holds the settings as JSON."""
-
 _LONGEST_STEM = 80
+
+_UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)
 
 
 # Tensors
@@ -95,17 +99,30 @@ def picture_stem(prompt: str, seed: int) -> str:
     return f"{slug(prompt)}-{seed}"
 
 
-def write_png(image: Image.Image, folder: Path, stem: str, settings: Mapping[str, Any]) -> Path:
+def write_picture(
+    image: Image.Image,
+    folder: Path,
+    stem: str,
+    settings: Mapping[str, Any] | None,
+    *,
+    suffix: str = ".png",
+    source_type: str = MADE,
+) -> Path:
     """Write `folder/stem.png` whole or not at all, with its settings inside; return its path.
 
-    A name that is taken gets a counter (`stem-2.png`), also when another process takes it at this
-    moment: no file is ever overwritten. Raises OutputError when the folder cannot be written.
+    `suffix` is one of `provenance.KINDS`, `source_type` IPTC's term that marks the picture as made
+    by a model; settings of None are left out. A name that is taken gets a counter (`stem-2.png`),
+    also when another process takes it at this moment: no file is ever overwritten. Raises
+    OutputError when the folder cannot be written.
     """
-    temporary = folder / f".{secrets.token_hex(8)}.png.part"
+    kind = KINDS[suffix.lower()]
+    size = {"width": image.width, "height": image.height}
+    options = save_options(kind, settings, size, source_type)
+    temporary = folder / f".{secrets.token_hex(8)}{suffix}.part"
     try:
         with temporary.open("xb") as file:
-            image.save(file, "PNG", pnginfo=_png_info(settings))
-        return _publish(temporary, folder, stem)
+            image.save(file, kind, **options)
+        return _publish(temporary, folder, stem, suffix)
     except OSError as error:
         raise OutputError(f"cannot write a picture to {folder}: {error}") from error
     finally:
@@ -126,26 +143,32 @@ def check_writable(folder: Path) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `write_png` put into a picture; raises InputError where there are none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = image.info.get(SETTINGS_KEY)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}") from error
-    try:
-        settings = json.loads(text) if text is not None else None
-    except json.JSONDecodeError as error:
-        raise InputError(f"the settings inside {path} are damaged: {error}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} holds no settings; pixsigma writes them into its own PNG files")
+    """The settings that were put into a picture; raises InputError where there are none."""
+    settings, _ = read_provenance(path)
+    if settings is None:
+        raise InputError(f"{path} holds no settings; pixsigma writes them into its own pictures")
     return settings
 
 
-def _publish(temporary: Path, folder: Path, stem: str) -> Path:
+def read_provenance(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The settings inside a picture and IPTC's term for its source, None where it has none.
+
+    Raises InputError for what is no picture and for damaged settings.
+    """
+    try:
+        with Image.open(path, formats=sorted(set(KINDS.values()))) as image:
+            image.load()
+            return embedded(image)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except _UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _publish(temporary: Path, folder: Path, stem: str, suffix: str) -> Path:
     count = 1
     while True:
-        target = folder / (f"{stem}.png" if count == 1 else f"{stem}-{count}.png")
+        target = folder / (f"{stem}{suffix}" if count == 1 else f"{stem}-{count}{suffix}")
         try:
             _claim(temporary, target)
         except FileExistsError:
@@ -163,29 +186,3 @@ def _claim(temporary: Path, target: Path) -> None:
         # FAT and some network shares have no hard links: reserve the name, then move over it.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         temporary.replace(target)
-
-
-def _png_info(settings: Mapping[str, Any]) -> PngInfo:
-    info = PngInfo()
-    info.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
-    info.add_text("parameters", parameters_text(settings))
-    return info
-
-
-def parameters_text(settings: Mapping[str, Any]) -> str:
-    """The settings in the form that AUTOMATIC1111's web UI made common."""
-    lines = [str(settings.get("prompt", ""))]
-    if settings.get("negative_prompt"):
-        lines.append(f"Negative prompt: {settings['negative_prompt']}")
-    facts = {
-        "Steps": settings.get("num_inference_steps"),
-        "Sampler": settings.get("sampler"),
-        "CFG scale": settings.get("guidance_scale"),
-        "Seed": settings.get("seed"),
-        "Size": f"{settings.get('width')}x{settings.get('height')}",
-        "Model": settings.get("model"),
-    }
-    lines.append(
-        ", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
-    )
-    return "\n".join(lines).replace("\0", " ")

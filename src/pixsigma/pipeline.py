@@ -12,16 +12,17 @@ from torch import Tensor
 
 from pixsigma import adapters
 from pixsigma import images as pictures
-from pixsigma.buckets import check_size
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
 from pixsigma.diffusers_call import call_as_diffusers, cleaned_twice, with_eta
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
+from pixsigma.editing.known import Known, shortened
+from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
-from pixsigma.models.tiling import decode_tiled
+from pixsigma.models.tiling import decode_tiled, encode_tiled
 from pixsigma.placement import Placement, choose_device, release
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
@@ -165,24 +166,22 @@ class PixArtSigmaPipeline:
     def stream(self, request: "GenerationRequest | str", **settings: Any) -> Iterator[Step]:
         """Yield the stages of one request; cancel by not asking for the next step.
 
-        `request` is a GenerationRequest, or a prompt with `settings` that are its fields. Every
+        `request` is a GenerationRequest or a prompt; `settings` are its fields, where `image` and
+        `mask` may be pictures of PIL too. Every
         picture has its own seed (seed, seed + 1, …), so it depends on nothing beside it. The last
         step has `stage == "done"` and the images. Raises InputError, NotFiniteError,
         OutOfMemoryError.
         """
-        from pixsigma.requests import request_from
-
-        if isinstance(request, str):
-            request = request_from(prompt=request, **settings)
+        request = as_request(request, settings)
         loras = adapters.read_choices(self, request.loras)
-        side_h, side_w = self.default_size
-        height, width = request.height or side_h, request.width or side_w
-        check_size(width, height, self.multiple)
+        plan = planned(request, self.default_size, self.multiple)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
-        levels = sampler.levels(self.schedule, request.num_inference_steps)
-        yield Step("text", total=len(levels) - 1, seeds=seeds)
+        grid = sampler.levels(self.schedule, request.num_inference_steps)
+        grids = [shortened(grid, each.strength) for each in plan.rounds]
+        total = sum(len(levels) - 1 for levels in grids)
+        yield Step("text", total=total, seeds=seeds)
         clean = self.variant == "alpha" if request.clean_caption is None else request.clean_caption
         prepare = cleaned_twice if clean else str.strip
         text = self.encode([prepare(request.prompt)])
@@ -194,16 +193,23 @@ class PixArtSigmaPipeline:
                 else self.encode([prepare(request.negative_prompt)])
             )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawing = self.drawing(
-            text, negative, request.guidance_scale, levels, (height, width), generators
-        )
-        for step in self.denoised(sampler, drawing, loras):
-            last = dataclasses.replace(step, seeds=seeds)
-            yield last
-        yield dataclasses.replace(last, stage="decoding")
-        assert last.latents is not None
-        images = pictures.to_pil(self.decode(last.latents))
-        yield dataclasses.replace(last, stage="done", images=images)
+        images = plan.canvas.source() if plan.canvas else None
+        before = 0
+        for each, levels in zip(plan.rounds, grids, strict=True):
+            drawing = self.drawing(
+                text, negative, request.guidance_scale, levels, each.size, generators
+            )
+            drawing = dataclasses.replace(drawing, given=self.given(plan, each, images))
+            for step in self.denoised(sampler, drawing, loras):
+                index = before + step.index
+                last = dataclasses.replace(step, index=index, total=total, seeds=seeds)
+                yield last
+            before = index
+            yield dataclasses.replace(last, stage="decoding")
+            assert last.latents is not None
+            images = self.decode(last.latents)
+        assert images is not None
+        yield dataclasses.replace(last, stage="done", images=plan.finished(images))
 
     # The three rooms that a prompt goes through
 
@@ -242,6 +248,30 @@ class PixArtSigmaPipeline:
         with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
             for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
+
+    @torch.no_grad()
+    def encode_pictures(self, images: Images) -> Latents:
+        """Scaled latents of pictures (B, 3, height, width), one at a time, on the device.
+
+        Raises NotFiniteError where the autoencoder overflows.
+        """
+        if self.vae is None:
+            raise MissingWeightsError("this pipeline has no autoencoder, which pictures need")
+        with self.placement.running(self.vae):
+            encode = partial(encode_tiled, self.vae) if self.tiled else self.vae.encode
+            rows = images.to(self.device).split(1)
+            latents = torch.cat([encode(row).float() for row in rows])
+        refuse_nan(latents, "the autoencoder", "latents")
+        return latents
+
+    def given(self, plan: Plan, each: Round, images: Images | None) -> Known | None:
+        """What a round begins from: the plan's picture, or what the round before has drawn."""
+        mask = plan.canvas.latent_mask(self.factor) if plan.canvas else None
+        if images is None or (each.strength == 1 and mask is None):
+            return None
+        latents = self.encode_pictures(covering(images, each.size))
+        mask = None if mask is None else mask.to(latents.device)
+        return Known(latents, mask, from_noise=each.strength == 1)
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:

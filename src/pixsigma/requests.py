@@ -16,6 +16,9 @@ LARGEST_SEED = 2**63 - 1
 Side = Annotated[int, Field(ge=16, le=16384)]
 """One side of a picture in pixels."""
 
+Extension = Annotated[int, Field(ge=0, le=8192)]
+"""Pixels that a picture is continued by on one side."""
+
 
 class LoraChoice(BaseModel):
     """An adapter for one request."""
@@ -29,7 +32,7 @@ class LoraChoice(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """One prompt and how to draw it; the names are those of the diffusers call."""
+    """One prompt and how to draw it, plain data; the names are those of the diffusers call."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -57,11 +60,27 @@ class GenerationRequest(BaseModel):
     loras: tuple[LoraChoice, ...] = Field((), strict=False, max_length=100)
     """Adapters for this request alone, on top of the pipeline's own."""
 
+    image: str | None = Field(None, min_length=1, repr=False)
+    """A picture to begin from: a path, or the picture as `data:image/png;base64,…`. With one,
+    `width` and `height` are what it is scaled and cut to, of any value; None keeps its size."""
+    mask: str | None = Field(None, min_length=1, repr=False)
+    """What to draw anew, white on black, in the size of the picture; grey mixes the two."""
+    strength: float | None = Field(None, ge=0, le=1)
+    """Share of the steps that are taken from the picture on: 0 gives it back, 1 begins with noise.
+    None is 0.6 for a picture, 1 under a mask and 0.4 in the second pass."""
+    extend: dict[Literal["left", "right", "top", "bottom"], Extension] | None = None
+    """Pixels of new canvas on each side of the picture."""
+    inpaint_crop: bool = False
+    """Work on a part around the mask, of the model's native size or more, in full resolution."""
+    two_pass: bool = False
+    """Draw in the size the model was trained on, then enlarge and refine."""
+
     @model_validator(mode="after")
     def _check(self) -> "GenerationRequest":
         if (self.width is None) != (self.height is None):
             raise InputError("give both width and height, or neither for the model's native size")
-        if self.width is not None and self.height is not None:
+        self._check_pictures()
+        if self.width is not None and self.height is not None and self.image is None:
             check_size(self.width, self.height)
         if self.null_caption == "prompt" and self.negative_prompt:
             raise InputError(
@@ -73,6 +92,20 @@ class GenerationRequest(BaseModel):
                 f"{self.num_images} pictures count the seed beyond {LARGEST_SEED}, got {self.seed}"
             )
         return self
+
+    def _check_pictures(self) -> None:
+        if self.image is None:
+            needy = [f for f in ("mask", "extend", "inpaint_crop") if getattr(self, f)]
+            if needy:
+                raise InputError(f"{needy[0]} needs a picture: give image")
+            if self.strength is not None and not self.two_pass:
+                raise InputError("strength needs image or two_pass: there is nothing to begin from")
+        elif self.two_pass:
+            raise InputError("two_pass draws from text alone: give image or two_pass, not both")
+        if self.inpaint_crop and not (self.mask or self.extend):
+            raise InputError("inpaint_crop works around a mask: give mask or extend")
+        if self.extend is not None and not any(self.extend.values()):
+            raise InputError("extend needs pixels on one side at least, such as left=256")
 
 
 def request_from(names: Mapping[str, str] | None = None, /, **settings: Any) -> GenerationRequest:
@@ -92,7 +125,7 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
     ours = first.get("ctx", {}).get("error")
     if isinstance(ours, InputError):
         return ours
-    field, *inner = map(str, first["loc"] or ["the request"])
+    field, *inner = (str(part) for part in first["loc"] or ["the request"] if part != "[key]")
     name = ".".join([(names or {}).get(field, field), *inner])
     if first["type"] == "extra_forbidden" and not inner:
         known = ", ".join(GenerationRequest.model_fields)

@@ -31,7 +31,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_every_command_that_is_shown_exists() -> None:
-    shown = commands(readme())
+    shown = commands(readme()) + commands((ROOT / "docs" / "editing.md").read_text("utf-8"))
     assert shown, "the README shows how to draw a picture"
     group = typer.main.get_command(app)
     with group.make_context("pixsigma", ["models"]) as context:

@@ -15,9 +15,11 @@ from pixsigma._version import __version__
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.progress import stage, watch
 from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import InputError
-from pixsigma.images import check_writable, picture_stem, write_png
+from pixsigma.images import check_writable, picture_stem, write_picture
 from pixsigma.placement import choose_device
+from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.weights.adapters import adapter_file
 
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The precisions that the command line knows."""
 
-_FOREIGN_SUFFIXES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_FOREIGN_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
+
+_TOLD_LATER = 500  # bytes of settings that are known only after the drawing, and some more
 
 _LONGEST_NAME = 240  # file systems take 255, a counter needs a few
 
@@ -39,7 +43,9 @@ class Job:
     requests: list[GenerationRequest]
     model: str = "mini"
     out: Path = Path("outputs")
-    """A folder, or a file that ends in .png."""
+    """A folder, or a file that ends in .png, .jpg or .webp."""
+    metadata: bool = True
+    """Whether the settings are written into the pictures; the mark of IPTC always is."""
     aspect: tuple[int, int] | None = None
     """Width and height of the shape, for requests that name no size."""
     device: str = "auto"
@@ -49,26 +55,28 @@ class Job:
     quiet: bool = False
 
     @property
+    def named(self) -> bool:
+        """Whether `out` is a file."""
+        return self.out.suffix.lower() in KINDS
+
+    @property
     def folder(self) -> Path:
         """Where the pictures go."""
-        return self.out.parent if self.out.suffix.lower() == ".png" else self.out
+        return self.out.parent if self.named else self.out
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the pictures' names."""
+        return self.out.suffix if self.named else ".png"
 
     def stem(self, request: GenerationRequest, seed: int) -> str:
         """The name of a picture without its ending."""
-        named = self.out.suffix.lower() == ".png"
-        return self.out.stem if named else picture_stem(request.prompt, seed)
+        return self.out.stem if self.named else picture_stem(request.prompt, seed)
 
 
 def draw_all(job: Job) -> None:
     """Check everything that can be checked, load, then draw; a result is told as it is saved."""
-    if job.out.suffix.lower() in _FOREIGN_SUFFIXES:
-        raise InputError(f"pixsigma writes PNG files, got --out {job.out}")
-    if len(os.fsencode(job.out.name)) > _LONGEST_NAME:
-        raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
-    for request in job.requests:
-        get_sampler(request.sampler)
-        for choice in request.loras:
-            adapter_file(choice.path)
+    check(job)
     device = choose_device(job.device)
     dtype = choose_dtype(job.dtype, device)
     check_writable(job.folder)
@@ -78,6 +86,21 @@ def draw_all(job: Job) -> None:
         title = f"{number}/{len(job.requests)} " if len(job.requests) > 1 else ""
         for result in draw(pipe, settled(request, job, pipe), job, title):
             tell(result, job)
+
+
+def check(job: Job) -> None:
+    """Raise InputError for what is known to fail before anything is loaded."""
+    if job.out.suffix.lower() in _FOREIGN_SUFFIXES:
+        raise InputError(f"pixsigma writes {', '.join(KINDS)} files, got --out {job.out}")
+    if len(os.fsencode(job.out.name)) > _LONGEST_NAME:
+        raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
+    for request in job.requests:
+        get_sampler(request.sampler)
+        for choice in request.loras:
+            adapter_file(choice.path)
+        told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
+        if job.metadata:
+            check_room(KINDS[job.suffix.lower()], told, spare=_TOLD_LATER)
 
 
 def load(job: Job, dtype: torch.dtype) -> "PixArtSigmaPipeline":
@@ -103,7 +126,9 @@ def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -
     height, width = pipe.default_size
     if job.aspect:
         height, width = size_for_aspect(max(pipe.default_size), *job.aspect)
-    defaults = {"width": width, "height": height, "seed": secrets.randbelow(2**32)}
+    defaults = {"seed": secrets.randbelow(2**32)}
+    if request.image is None or job.aspect:
+        defaults |= {"width": width, "height": height}
     return request_from(**defaults | request.model_dump(exclude_none=True))
 
 
@@ -115,7 +140,7 @@ def draw(
     done = watch(pipe.stream(request), title, job.quiet)
     seconds = round(time.perf_counter() - began, 2)
     for image, seed in zip(done.images, done.seeds, strict=True):
-        settings = request.model_dump() | {
+        settings = remembered(request) | {
             "seed": seed,
             "num_images": 1,
             "model": job.model,
@@ -124,8 +149,29 @@ def draw(
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "pixsigma": __version__,
         }
-        path = write_png(image, job.folder, job.stem(request, seed), settings)
-        yield {"path": str(path), "seconds": seconds, **settings}
+        path = write_picture(
+            image,
+            job.folder,
+            job.stem(request, seed),
+            settings if job.metadata else None,
+            suffix=job.suffix,
+            source_type=COMPOSITE if request.mask or request.extend else MADE,
+        )
+        size = {"width": image.width, "height": image.height}
+        yield {"path": str(path), "seconds": seconds, **settings, **size}
+
+
+def remembered(request: GenerationRequest) -> dict[str, Any]:
+    """The request as its picture tells it: with fingerprints of the files it began from.
+
+    A picture that came as data is not repeated. Raises InputError for files that cannot be read.
+    """
+    told = request.model_dump()
+    for field in ("image", "mask"):
+        if source := told[field]:
+            told[f"{field}_sha256"] = fingerprint(source)
+            told[field] = shortened(source)
+    return told
 
 
 def tell(result: dict[str, Any], job: Job) -> None:

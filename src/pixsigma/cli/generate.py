@@ -1,12 +1,14 @@
-"""`pixsigma generate`: prompts to PNG files."""
+"""`pixsigma generate`: prompts to pictures in files."""
 
 from pathlib import Path
-from typing import Any
+
+import typer
 
 from pixsigma.cli import options
 
 
 def generate(
+    context: typer.Context,
     prompt: options.Prompt = None,
     prompts: options.PromptFile = None,
     model: options.Model = "mini",
@@ -19,8 +21,16 @@ def generate(
     seed: options.Seed = None,
     num: options.Num = 1,
     eta: options.Eta = 0.0,
+    image: options.Image = None,
+    mask: options.Mask = None,
+    strength: options.Strength = None,
+    extend: options.Extend = None,
+    inpaint_crop: options.InpaintCrop = False,
+    two_pass: options.TwoPass = False,
     lora: options.Lora = None,
+    again: options.Again = None,
     out: options.Out = Path("outputs"),
+    metadata: options.Metadata = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     text_and_vae: options.TextAndVae = None,
@@ -28,34 +38,12 @@ def generate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw pictures from prompts."""
-    from pixsigma.cli.wishes import parse_aspect, parse_lora, wanted
+    """Draw pictures from prompts, or from pictures and prompts."""
+    flags = dict(locals())
+    from pixsigma.cli.wishes import given, wishes
 
-    settings: dict[str, Any] = {
-        "negative_prompt": negative,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "sampler": sampler,
-        "seed": seed,
-        "num_images": num,
-        "clean_caption": clean,
-        "eta": eta,
-        "loras": [parse_lora(text) for text in lora or []],
-    }
-    requests = wanted(prompt or [], prompts, settings, size, aspect)
-    shape = parse_aspect(aspect)
+    wished = wishes(flags, given(context))
 
     from pixsigma.cli.drawing import Job, draw_all  # brings torch, after the checks without it
 
-    job = Job(
-        requests=requests,
-        model=model,
-        out=out,
-        aspect=shape,
-        device=device,
-        dtype=dtype,
-        text_and_vae=text_and_vae,
-        json=json,
-        quiet=quiet,
-    )
-    draw_all(job)
+    draw_all(Job(**wished, out=out, metadata=metadata, json=json, quiet=quiet))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixsigma.errors import InputError
+
 if TYPE_CHECKING:
     from pixsigma.weights.info import WeightsInfo
 
@@ -18,11 +20,9 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell what a weights file, a folder or a picture is."""
-    if name.lower().endswith(".png"):
-        from pixsigma.images import read_settings
-
-        settings = read_settings(Path(name))
-        typer.echo(jsonlib.dumps(settings, ensure_ascii=False) if json else table(settings))
+    if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+        facts = picture_facts(Path(name))
+        typer.echo(jsonlib.dumps(facts, ensure_ascii=False) if json else table(facts))
         return
     from pixsigma.weights.build import resolve
     from pixsigma.weights.info import describe
@@ -33,6 +33,16 @@ def info(
         typer.echo(jsonlib.dumps(dataclasses.asdict(known), default=str))
     else:
         typer.echo(table(told(known)))
+
+
+def picture_facts(path: Path) -> dict[str, Any]:
+    """What a picture says of its making; raises InputError where it says nothing."""
+    from pixsigma.images import read_provenance
+
+    settings, source_type = read_provenance(path)
+    if settings is None and source_type is None:
+        raise InputError(f"{path} holds no settings; pixsigma writes them into its own pictures")
+    return {**(settings or {}), "digital_source_type": source_type}
 
 
 def told(known: "WeightsInfo") -> dict[str, Any]:

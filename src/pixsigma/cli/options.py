@@ -27,11 +27,35 @@ Negative = Annotated[str, typer.Option(help="What to lead away from.")]
 Seed = Annotated[int | None, typer.Option(help="Of the first picture; drawn when not given.")]
 Num = Annotated[int, typer.Option("-n", "--num", help="Pictures a prompt.")]
 Eta = Annotated[float, typer.Option(help="Share of fresh noise in a DDIM step.")]
+Image = Annotated[str | None, typer.Option(metavar="FILE", help="A picture to begin from.")]
+Mask = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="What of it to draw anew: white on black, in its size."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="How far to leave the picture: 0 keeps it; default 0.6, under a mask 1."),
+]
+Extend = Annotated[
+    str | None, typer.Option(metavar="left=256,…", help="Continue it by pixels on some sides.")
+]
+InpaintCrop = Annotated[
+    bool, typer.Option("--inpaint-crop", help="Work on a part around the mask, in full resolution.")
+]
+TwoPass = Annotated[
+    bool, typer.Option("--two-pass", help="Draw in the trained size, enlarge, refine in --size.")
+]
+Again = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw this picture again from its settings.")
+]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
+]
+Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
 Lora = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE[:WEIGHT]", help="An adapter (LoRA and its kin); repeatable."),
 ]
-Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 TextAndVae = Annotated[
@@ -55,5 +79,9 @@ FLAGS = {
     "seed": "--seed",
     "num_images": "-n",
     "eta": "--eta",
+    "image": "--image",
+    "mask": "--mask",
+    "strength": "--strength",
+    "extend": "--extend",
     "loras": "--lora",
 }

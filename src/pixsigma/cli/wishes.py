@@ -3,14 +3,80 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
+
+FIELDS = {
+    "negative": "negative_prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "sampler": "sampler",
+    "seed": "seed",
+    "num": "num_images",
+    "clean": "clean_caption",
+    "eta": "eta",
+    "image": "image",
+    "mask": "mask",
+    "strength": "strength",
+    "inpaint_crop": "inpaint_crop",
+    "two_pass": "two_pass",
+}
+"""Flags to the fields of a request that they are."""
+
+SETTING = ("model", "text_and_vae", "dtype")
+"""What a picture tells beside its request, and a flag sets."""
+
+
+def given(context: typer.Context) -> set[str]:
+    """The flags that were written, not left at their defaults."""
+    found = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in found.items() if source and source.name == "COMMANDLINE"}
+
+
+def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
+    """The flags of `pixsigma generate` as fields of a Job; raises InputError.
+
+    `written` are the names of the flags that stand on the command line.
+    """
+    if flags["again"] is not None:
+        from pixsigma.cli.again import again  # brings torch with the reading of pictures
+
+        return again(flags, written)
+    settings = {field: flags[name] for name, field in FIELDS.items()}
+    settings["loras"] = [parse_lora(text) for text in flags["lora"] or []]
+    if flags["extend"] is not None:
+        settings["extend"] = parse_extend(flags["extend"])
+    return {
+        "requests": wanted(
+            flags["prompt"] or [], flags["prompts"], settings, flags["size"], flags["aspect"]
+        ),
+        "aspect": parse_aspect(flags["aspect"]),
+        "device": flags["device"],
+        **{name: flags[name] for name in SETTING},
+    }
+
+
+def parse_extend(text: str) -> dict[str, int]:
+    """Sides and pixels such as left=256,top=64; raises InputError."""
+    sides: dict[str, int] = {}
+    for part in text.split(","):
+        side, _, pixels = (word.strip() for word in part.partition("="))
+        if side not in ("left", "right", "top", "bottom") or not pixels.isdecimal():
+            raise InputError(
+                f"--extend must be sides and pixels such as left=256,top=64, got {text!r}"
+            )
+        if side in sides:
+            raise InputError(f"--extend names {side} twice: {text!r}")
+        sides[side] = int(pixels)
+    return sides
 
 
 def wanted(

@@ -1,0 +1,59 @@
+"""`--again`: the settings inside a picture, as a job that draws it again."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pixsigma._version import __version__
+from pixsigma.cli.options import FLAGS
+from pixsigma.cli.wishes import SETTING
+from pixsigma.editing.opening import fingerprint, is_data
+from pixsigma.errors import InputError
+from pixsigma.images import read_settings
+from pixsigma.requests import GenerationRequest, request_from
+
+BESIDE = {"again", "out", "device", "dtype", "image", "mask", "metadata", "json", "quiet"}
+"""Flags that go with --again; the others are in the picture."""
+
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What a picture tells of its precision, as the flag has it."""
+
+
+def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
+    """The settings inside a picture as fields of a Job; raises InputError.
+
+    Only where a picture lies and what computes may be given anew.
+    """
+    if others := sorted(set(written) - BESIDE):
+        named = ", ".join(FLAGS.get(name, f"--{name.replace('_', '-')}") for name in others)
+        raise InputError(f"--again draws with the settings in the picture: leave {named} out")
+    settings = read_settings(flags["again"])
+    fields = {key: settings[key] for key in GenerationRequest.model_fields if key in settings}
+    for field in ("image", "mask"):
+        if flags[field] is not None:
+            fields[field] = flags[field]
+        if fields.get(field):
+            check_source(field, fields[field], settings.get(f"{field}_sha256"))
+    if settings.get("pixsigma") != __version__:
+        warnings.warn(
+            f"{flags['again']} was drawn by pixsigma {settings.get('pixsigma')}, this is "
+            f"{__version__}: the new picture may differ",
+            stacklevel=2,
+        )
+    recorded = {name: settings.get(name) for name in SETTING}
+    recorded["dtype"] = PRECISIONS.get(str(recorded["dtype"]), "auto")
+    recorded["model"] = recorded["model"] or "mini"
+    places = {"device": str(settings.get("device", "auto")).partition(":")[0]}
+    anew = {name: flags[name] for name in ("device", "dtype") if name in written}
+    return {"requests": [request_from(FLAGS, **fields)], **recorded, **places, **anew}
+
+
+def check_source(field: str, source: str, expected: str | None) -> None:
+    """Raise InputError unless the file is the one that the picture was drawn from."""
+    if is_data(source):
+        raise InputError(f"the {field} was given as data and is not known by name: give --{field}")
+    if fingerprint(source) != expected:
+        raise InputError(
+            f"{source} is not the {field} that the picture was drawn from; "
+            f"give that one with --{field}"
+        )

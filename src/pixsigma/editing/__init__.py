@@ -1,0 +1,1 @@
+"""Pictures in: image to image, inpainting, outpainting, and drawing in two passes."""
