@@ -63,8 +63,7 @@ def call_as_diffusers(
 ) -> PipelineOutput | tuple[Any]:
     """Draw, with the arguments, defaults and numbers of diffusers' PixArtSigmaPipeline.
 
-    One `generator` draws for the whole batch, a list draws for a picture each. Raises InputError,
-    SizeError, NotFiniteError or OutOfMemoryError.
+    Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
     """
     side_h, side_w = self.default_size
     asked = height or side_h, width or side_w

@@ -167,10 +167,9 @@ class PixArtSigmaPipeline:
         """Yield the stages of one request; cancel by not asking for the next step.
 
         `request` is a GenerationRequest or a prompt; `settings` are its fields, where `image` and
-        `mask` may be pictures of PIL too. Every
-        picture has its own seed (seed, seed + 1, …), so it depends on nothing beside it. The last
-        step has `stage == "done"` and the images. Raises InputError, NotFiniteError,
-        OutOfMemoryError.
+        `mask` may be pictures of PIL too. Every picture has its own seed (seed, seed + 1, …), so it
+        depends on nothing beside it. The last step has `stage == "done"` and the images. Raises
+        InputError, NotFiniteError, OutOfMemoryError.
         """
         request = as_request(request, settings)
         loras = adapters.read_choices(self, request.loras)
