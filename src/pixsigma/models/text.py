@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import repeat
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,26 @@ class Tokenizer:
             found += self._pieces.encode(text)
             found += [self._special_id(special)] if special else []
         return [*found, END]
+
+    def ends(self, prompt: str) -> list[int]:
+        """For each id of a prompt but the end token, where in the prompt its characters end."""
+        found: list[int] = []
+        done = 0
+        for k, part in enumerate(_SPECIAL.split(prompt)):
+            if k % 2:
+                found.append(done + len(part))
+            elif part:
+                # characters of the normalized text, of which pieces are made, back to the prompt
+                _, places = self._pieces.normalize(part, with_offsets=True)
+                sizes = accumulate(map(len, self._pieces.encode(part, out_type=str)))
+                found += [done + places[size] for size in sizes]
+            done += len(part)
+        return found
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before this id's characters."""
+        inside = token < self._pieces.vocab_size()
+        return not inside or bool(self._pieces.id_to_piece(token).startswith("\u2581"))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
