@@ -14,13 +14,15 @@ from pixsigma import images as pictures
 from pixsigma.buckets import check_size
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
-from pixsigma.diffusers_call import call_as_diffusers, cleaned_twice, with_eta
+from pixsigma.diffusers_call import call_as_diffusers, with_eta
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
+from pixsigma.diffusion.steering import check_sampler
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.placement import Placement, choose_device, release
+from pixsigma.prompting import steering_of
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
@@ -166,23 +168,15 @@ class PixArtSigmaPipeline:
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
+        check_sampler(sampler, request.guidance)
         levels = sampler.levels(self.schedule, request.num_inference_steps)
         step = Step("text", total=len(levels) - 1, seeds=seeds)
         yield step
-        clean = self.variant == "alpha" if request.clean_caption is None else request.clean_caption
-        prepare = cleaned_twice if clean else str.strip
-        text = self.encode([prepare(request.prompt)])
-        negative = None
-        if request.guidance_scale > 1:
-            negative = (
-                self.encode_null(text)
-                if request.null_caption == "prompt"
-                else self.encode([prepare(request.negative_prompt)])
-            )
+        steering = steering_of(self, request, len(levels) - 1)
+        text, scale = steering.texts[0][0].features, request.guidance_scale
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawing = self.drawing(
-            text, negative, request.guidance_scale, levels, (height, width), generators
-        )
+        drawing = self.drawing(text, None, scale, levels, (height, width), generators)
+        drawing = dataclasses.replace(drawing, steering=steering)
         for step in self.denoised(sampler, drawing):
             step = dataclasses.replace(step, seeds=seeds)
             yield step

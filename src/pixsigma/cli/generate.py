@@ -19,6 +19,11 @@ def generate(
     seed: options.Seed = None,
     num: options.Num = 1,
     eta: options.Eta = 0.0,
+    guide: options.Guide = None,
+    syntax: options.Syntax = "plain",
+    long_prompts: options.LongPrompts = "truncate",
+    style: options.StyleName = None,
+    styles: options.StyleFile = None,
     out: options.Out = Path("outputs"),
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -28,7 +33,7 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw pictures from prompts."""
-    from pixsigma.cli.wishes import parse_aspect, wanted
+    from pixsigma.cli.wishes import parse_aspect, parse_guide, parse_style, wanted
 
     settings: dict[str, Any] = {
         "negative_prompt": negative,
@@ -39,6 +44,10 @@ def generate(
         "num_images": num,
         "clean_caption": clean,
         "eta": eta,
+        "guidance": parse_guide(guide or []),
+        "prompt_syntax": syntax,
+        "long_prompts": long_prompts,
+        "style": parse_style(style, styles),
     }
     requests = wanted(prompt or [], prompts, settings, size, aspect)
     shape = parse_aspect(aspect)

@@ -1,13 +1,17 @@
 """From flags and prompt files to checked requests; nothing heavy is imported for a typing error."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
+
+if TYPE_CHECKING:
+    from pixsigma.styles import Style
 
 
 def wanted(
@@ -29,6 +33,43 @@ def wanted(
     if file is not None:
         requests += parse_prompt_file(file, settings, FLAGS)
     return requests
+
+
+def parse_guide(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings of guidance, such as pag=3, layers=13,14 or apg; raises InputError.
+
+    The names are the fields of GuidanceOptions; a name alone switches on.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, given, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if name in found:
+            raise InputError(f"--guide has {name} twice")
+        found[name] = parse_value(name, text) if given else True
+    return found
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A number, true, false or null as in JSON, numbers with commas for layers; else the word."""
+    text = text.strip()
+    try:
+        return json.loads(f"[{text}]" if name == "layers" else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_style(name: str | None, file: Path | None) -> "str | Style | None":
+    """The name of a style of ours, or the style itself where it is in the person's own file."""
+    from pixsigma.styles import read_styles, style_named
+
+    if file is None:
+        return name
+    if name is None:
+        raise InputError("--styles FILE says where styles are; choose one with --style NAME")
+    own = read_styles(file)
+    style_named(name, own)
+    return own.get(name, name)
 
 
 def parse_aspect(text: str | None) -> tuple[int, int] | None:

@@ -22,9 +22,9 @@ def scale_at(options: GuidanceOptions, scale: float, i: int, num_steps: int) -> 
 
 
 def rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:
-    """`guided` with `share` of it at the standard deviation of `cond` (Lin et al. 2023, eq. 15, 16).
+    """`guided` with `share` of it at the standard deviation of `cond`, a picture at a time.
 
-    Both (B, C, H, W); the deviation is that of a whole picture.
+    Both (B, C, H, W). Lin et al. 2023, equations 15 and 16.
     """
     dims = tuple(range(1, cond.ndim))
     ratio = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
