@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from tests.small import KINDS, SIGMA, small_transformer
 
 from pixsigma.errors import InputError
 from pixsigma.interfaces import Perturbation
 from pixsigma.models.perturbed import blur_matrix, blurred, perturbed_attention
-from tests.small import KINDS, SIGMA, small_transformer
 
 IDENTITY = Perturbation(kind="identity", layers=(1,), num_rows=1)
 BLUR = Perturbation(kind="blur", layers=(0, 1), num_rows=2, blur=0.8)

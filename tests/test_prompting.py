@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.small import KINDS, small_text_encoder, small_transformer
+from tests.test_pipeline import FAST, latents_of, pipeline
 from torch import Tensor
 
 from pixsigma import InputError, PixArtSigmaPipeline, T5TextEncoder
 from pixsigma.prompting import steering_of
 from pixsigma.requests import request_from
-from tests.small import KINDS, small_text_encoder, small_transformer
-from tests.test_pipeline import FAST, latents_of, pipeline
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The prompt language: what it reads, what it refuses and where, and laws for any text."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,7 +144,7 @@ def trees() -> st.SearchStrategy[Parts]:
     text = st.builds(Text, st.one_of(st.text(min_size=1), SIGNS.filter(bool)))
 
     def apart(parts: list[object]) -> bool:
-        pairs = zip(parts, parts[1:], strict=False)
+        pairs = pairwise(parts)
         return not any(isinstance(a, Text) and isinstance(b, Text) for a, b in pairs)
 
     def row(children: st.SearchStrategy[object]) -> st.SearchStrategy[tuple[object, ...]]:

@@ -1,10 +1,12 @@
 """The guidance family: each wrapper against its paper's formula, on a toy denoiser."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tests.doubles import run, seeded_noise
 from torch import Tensor
 
 from pixsigma.diffusion.combine import ProjectedUpdate, scale_at
@@ -15,7 +17,6 @@ from pixsigma.diffusion.steering import Clause, Steering, check_sampler, steered
 from pixsigma.errors import InputError
 from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.interfaces import Perturbation, TextFeatures
-from tests.doubles import run, seeded_noise
 
 SCHEDULE = NoiseSchedule()
 LEVEL = SCHEDULE.level(600)
@@ -165,7 +166,7 @@ def test_cfgpp_noises_again_with_the_unconditional_eps(sampler: str) -> None:
     at = steered(Toy(), steering(cfgpp=weight, num_steps=4))
     x = X
     state = get_sampler(sampler).init(x, levels)
-    for i, (start, end) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (start, end) in enumerate(pairwise(levels)):
         null = answer(NULL, x)
         mixed = null + weight * (answer(COND, x) - null)
         expected = end.alpha * (x - start.sigma * mixed) / start.alpha + end.sigma * null

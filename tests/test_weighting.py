@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.small import SPIECE, small_text_encoder
 
 from pixsigma.errors import InputError
 from pixsigma.models.text import END, PAD, Tokenizer
 from pixsigma.models.weighting import encode_weighted, token_weights, windows
-from tests.small import SPIECE, small_text_encoder
 
 TOKENIZER = Tokenizer(SPIECE)
 

@@ -15,7 +15,6 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.shapes import Latents
 
-
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
 
 

@@ -33,7 +33,7 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Draw pictures from prompts."""
-    from pixsigma.cli.wishes import parse_aspect, parse_guide, parse_style, wanted
+    from pixsigma.cli.wishes import parse_aspect, steering_settings, wanted
 
     settings: dict[str, Any] = {
         "negative_prompt": negative,
@@ -44,10 +44,7 @@ def generate(
         "num_images": num,
         "clean_caption": clean,
         "eta": eta,
-        "guidance": parse_guide(guide or []),
-        "prompt_syntax": syntax,
-        "long_prompts": long_prompts,
-        "style": parse_style(style, styles),
+        **steering_settings(guide or [], syntax, long_prompts, style, styles),
     }
     requests = wanted(prompt or [], prompts, settings, size, aspect)
     shape = parse_aspect(aspect)

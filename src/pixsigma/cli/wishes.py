@@ -35,6 +35,18 @@ def wanted(
     return requests
 
 
+def steering_settings(
+    guide: Sequence[str], syntax: str, long_prompts: str, style: str | None, styles: Path | None
+) -> dict[str, Any]:
+    """The fields of a request that say how its text leads; raises InputError."""
+    return {
+        "guidance": parse_guide(guide),
+        "prompt_syntax": syntax,
+        "long_prompts": long_prompts,
+        "style": parse_style(style, styles),
+    }
+
+
 def parse_guide(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings of guidance, such as pag=3, layers=13,14 or apg; raises InputError.
 
