@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.small import KINDS, small_text_encoder, small_transformer
 from tests.test_pipeline import FAST, latents_of, pipeline
 from torch import Tensor
 
 from pixsigma import InputError, PixArtSigmaPipeline, T5TextEncoder
-from pixsigma.prompting import steering_of
+from pixsigma.prompting import rows, steering_of
 from pixsigma.requests import request_from
 
 
@@ -37,6 +39,14 @@ def test_brackets_are_words_where_the_language_is_off(pipe: PixArtSigmaPipeline)
     escaped = weighted(pipe, r"a \(red:1.5\) \[cat\|dog\] \AND")
     assert torch.equal(literal, escaped)
     assert not torch.allclose(literal, weighted(pipe, "a (red:1.5) [cat|dog]"))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30), st.text(alphabet="()[]|:\\\\ AND.5", max_size=30))
+def test_any_text_is_literal_where_the_language_is_off(some: str, signs: str) -> None:
+    request = request_from(prompt=some + signs, negative_prompt=signs + some)
+    for negative, text in ((False, some + signs), (True, signs + some)):
+        assert [line.spans for line in rows(request, 1, negative)[0]] == [((text, 1.0),)]
 
 
 def test_weights_change_the_picture(pipe: PixArtSigmaPipeline) -> None:

@@ -109,7 +109,7 @@ def test_a_schedule_that_comes_to_1_needs_no_second_row() -> None:
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_rescale_gives_the_spread_of_the_conditional(share: float) -> None:
-    """Lin et al. 2023, equations 14 to 16."""
+    """Lin et al. 2023, section 3.4."""
     found = steered(Toy(), steering(rescale=share))(0)(X, LEVEL).eps
     for row in range(2):
         pos, neg = answer(COND)[row], answer(NULL)[row]
@@ -125,7 +125,7 @@ def clean(value: float) -> Tensor:
 @pytest.mark.parametrize("norm", [None, 2.5])
 @pytest.mark.parametrize("eta", [0.0, 0.4])
 def test_projected_guidance_step_by_step(norm: float | None, eta: float) -> None:
-    """Sadat et al. 2024, algorithm 1, told with vectors."""
+    """Sadat et al. 2024, told with vectors."""
     options = {"apg": True, "apg_parallel": eta, "apg_momentum": -0.5, "apg_norm": norm}
     at = steered(Toy(), steering(**options))
     running = torch.zeros_like(X)
@@ -161,7 +161,7 @@ def test_a_new_drawing_has_no_memory() -> None:
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_cfgpp_noises_again_with_the_unconditional_eps(sampler: str) -> None:
-    """Chung et al. 2024, algorithm 2: x0 from the mixed eps, the next x with the unconditional."""
+    """Chung et al. 2024: x0 from the mixed eps, the next x with the unconditional."""
     weight, levels = 0.6, get_sampler(sampler).levels(SCHEDULE, 4)
     at = steered(Toy(), steering(cfgpp=weight, num_steps=4))
     x = X
@@ -203,7 +203,7 @@ def test_disturbed_guidance_without_a_scale(name: str) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_clauses_are_composed(scale: float) -> None:
-    """Liu et al. 2022, equation 11."""
+    """Liu et al. 2022."""
     clauses = (Clause(told(COND)), Clause(told(OTHER, 7), 0.5))
     plan = Steering(options=GuidanceOptions(), scale=scale, texts=(clauses,), nulls=(told(NULL),))
     toy = Toy()
@@ -236,7 +236,10 @@ def test_every_sampler_takes_it(name: str) -> None:
     [
         ({"start": 0.5, "stop": 0.5}, "start before it stops, got 0.5 to 0.5"),
         ({"pag": 1.0, "seg": 1.0}, "both disturb self-attention"),
-        ({"layers": (1,)}, "neither has a scale"),
+        ({"layers": (1,)}, "layers does nothing without pag or seg"),
+        ({"seg_blur": 2.0, "pag": 1.0}, "seg_blur does nothing without seg"),
+        ({"apg_norm": 2.0}, "apg_norm does nothing without apg"),
+        ({"end_scale": 2.0}, "end_scale does nothing without schedule"),
         ({"apg": True, "rescale": 0.5}, "both tame"),
         ({"cfgpp": 0.5, "pag": 1.0, "schedule": "linear"}, "leave out schedule and pag, or cfgpp"),
     ],

@@ -57,14 +57,28 @@ class GuidanceOptions(BaseModel):
             raise InputError("PAG and SEG both disturb self-attention: choose one")
         if self.apg and self.rescale:
             raise InputError("apg and rescale both tame the update of guidance: choose one")
-        if self.layers and not (self.pag or self.seg):
-            raise InputError("layers are those that PAG or SEG disturb, and neither has a scale")
+        self._check_owners()
         if self.cfgpp is not None and (others := self._beside_cfgpp()):
             raise InputError(
-                "CFG++ sets the scale and the noise by itself, its paper knows nothing beside it "
-                f"but an interval: leave out {' and '.join(others)}, or cfgpp"
+                "CFG++ sets the scale and the noise by itself, and takes only an interval beside it: "
+                f"leave out {' and '.join(others)}, or cfgpp"
             )
         return self
+
+    def _check_owners(self) -> None:
+        owners = {
+            "end_scale": ("schedule", self.schedule != "constant"),
+            "apg_parallel": ("apg", self.apg),
+            "apg_momentum": ("apg", self.apg),
+            "apg_norm": ("apg", self.apg),
+            "seg_blur": ("seg", self.seg > 0),
+            "layers": ("pag or seg", self.pag > 0 or self.seg > 0),
+        }
+        for name, (owner, given) in owners.items():
+            if not given and getattr(self, name) != type(self).model_fields[name].default:
+                raise InputError(
+                    f"{name} does nothing without {owner}: set it, or leave out {name}"
+                )
 
     def _beside_cfgpp(self) -> list[str]:
         scheduled = self.schedule != "constant"

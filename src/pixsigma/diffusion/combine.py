@@ -24,7 +24,7 @@ def scale_at(options: GuidanceOptions, scale: float, i: int, num_steps: int) -> 
 def rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:
     """`guided` with `share` of it at the standard deviation of `cond`, a picture at a time.
 
-    Both (B, C, H, W). Lin et al. 2023, equations 15 and 16.
+    Both (B, C, H, W). Lin et al. 2023, section 3.4.
     """
     dims = tuple(range(1, cond.ndim))
     ratio = cond.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
@@ -32,7 +32,7 @@ def rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:
 
 
 class ProjectedUpdate:
-    """The update of adaptive projected guidance (Sadat et al. 2024, algorithm 1), with its memory.
+    """The update of adaptive projected guidance (Sadat et al. 2024), with its memory.
 
     One object serves one drawing: the momentum runs over its steps.
     """

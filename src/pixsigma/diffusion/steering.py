@@ -82,8 +82,8 @@ def check_sampler(sampler: Sampler, options: GuidanceOptions) -> None:
     """Raise InputError where CFG++ is not defined for a sampler."""
     if options.cfgpp is not None and not isinstance(sampler, CFGPP_SAMPLERS):
         raise InputError(
-            "CFG++ noises again with the unconditional eps, which this sampler never looks at: "
-            f"take ddim, euler or euler-a; got {type(sampler).__name__}"
+            "CFG++ noises again with the unconditional eps, which only samplers that step with x0 "
+            f"and eps look at: take ddim, euler or euler-a; got {type(sampler).__name__}"
         )
 
 
@@ -136,7 +136,7 @@ def needs_null(steering: Steering, i: int) -> bool:
 
 
 def composed(means: Sequence[Tensor], clauses: Sequence[Clause], null: Tensor | None) -> Tensor:
-    """null + sum of weight · (clause - null): composable diffusion (Liu et al. 2022, eq. 11)."""
+    """null + sum of weight · (clause - null): composable diffusion (Liu et al. 2022)."""
     if null is None:
         raise InputError("texts joined by AND need the unconditional text, and there is none")
     updates = [c.weight * (mean - null) for c, mean in zip(clauses, means, strict=True)]

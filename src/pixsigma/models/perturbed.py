@@ -16,7 +16,7 @@ def perturbed_attention(
     """Attention (B, A, N, K) whose last `how.num_rows` rows are disturbed, the others not.
 
     `identity`: the attention map is the identity, so every token gives its own value (PAG, Ahn et
-    al. 2024, eq. 14). `blur`: the queries are smoothed over the picture (SEG, Hong 2024).
+    al. 2024). `blur`: the queries are smoothed over the picture (SEG, Hong 2024).
     Raises InputError for the identity where keys and values are compressed.
     """
     num = how.num_rows
