@@ -60,7 +60,7 @@ class GuidanceOptions(BaseModel):
         self._check_owners()
         if self.cfgpp is not None and (others := self._beside_cfgpp()):
             raise InputError(
-                "CFG++ sets the scale and the noise by itself, and takes only an interval beside it: "
+                "CFG++ sets the scale and the noise by itself, with only an interval beside it: "
                 f"leave out {' and '.join(others)}, or cfgpp"
             )
         return self
