@@ -216,7 +216,7 @@ def test_requests_drawn_by_turns_do_not_mix(tmp_path: Path) -> None:
         pipe.stream("a cat", **FAST, loras=[{"path": str(file)}]),
     ]
     ends: list[Any] = [None, None]
-    for _ in range(5):
+    for _ in range(6):
         for i, stream in enumerate(streams):
             ends[i] = next(stream)
     assert [end.stage for end in ends] == ["done", "done"]

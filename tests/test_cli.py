@@ -28,6 +28,7 @@ from pixsigma.errors import (
     OutputError,
     SizeError,
 )
+from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.images import read_settings
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.requests import GenerationRequest
@@ -194,6 +195,33 @@ def test_a_missing_adapter_is_told_before_the_model_is_loaded(
     assert result.exit_code != 0 and "there is none at" in result.stderr
 
 
+def test_steering_flags_reach_the_request(pipe: FakePipeline, tmp_path: Path) -> None:
+    guide = ["--guide", "pag=3", "--guide", "layers=0,1", "--guide", "start=0.25", "--guide", "apg"]
+    own = tmp_path / "own.toml"
+    own.write_text('[mine]\nprompt = "my {prompt}"\n')
+    style = ["--style", "mine", "--styles", own]
+    syntax = ["--syntax", "weighted", "--long-prompts", "chunk"]
+    result = run("generate", "a (cat:1.2)", *guide, *style, *syntax, "--out", tmp_path / "a.png")
+    assert result.exit_code == 0, result.stderr
+    request = pipe.requests[0]
+    expected = GuidanceOptions(pag=3, layers=(0, 1), start=0.25, apg=True)
+    assert request.guidance == expected
+    assert (request.prompt_syntax, request.long_prompts) == ("weighted", "chunk")
+    assert request.styled_prompt == "my a (cat:1.2)"
+    settings = read_settings(tmp_path / "a.png")
+    fields = {key: settings[key] for key in GenerationRequest.model_fields}
+    assert GenerationRequest(**fields) == request
+
+
+def test_styles_are_listed(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[mine]\nprompt = "my {prompt}"\n')
+    told = run("styles", "--styles", own).stdout
+    assert "watercolour  a watercolour of {prompt}" in told and "my {prompt}" in told
+    rows = [json.loads(line) for line in run("styles", "--json").stdout.splitlines()]
+    assert len(rows) >= 12 and {"name", "prompt", "negative_prompt"} == set(rows[0])
+
+
 def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text('a cat\n{"prompt": "a dog", "seed": 9, "width": 32, "height": 48}\n')
@@ -216,6 +244,13 @@ def test_prompts_come_from_files_too(pipe: FakePipeline, tmp_path: Path) -> None
         (["x", "--guidance", "nan"], 2, "--guidance must be a finite number"),
         (["x", "--seed", "-1"], 2, "--seed must be"),
         (["x", "--sampler", "eular"], 2, "euler"),
+        (["x", "--guide", "pga=3"], 2, "no setting 'guidance pga'; known: start, stop"),
+        (["x", "--guide", "pag=much"], 2, "--guide pag must be a valid number, got 'much'"),
+        (["x", "--guide", "pag=1", "--guide", "pag=2"], 2, "--guide has pag twice"),
+        (["x", "--guide", "cfgpp=0.5"], 2, "take ddim, euler or euler-a"),
+        (["x (y", "--syntax", "weighted"], 2, "never closed; write \\( for a plain one, at char"),
+        (["x", "--style", "inc"], 2, "did you mean ink"),
+        (["x", "--styles", "none.toml"], 2, "choose one with --style NAME"),
         (["x", "--device", "abacus"], 2, "no device 'abacus'"),
         (["x", "--dtype", "fp12"], 2, "--dtype must be auto, fp32, fp16, bf16, got 'fp12'"),
         (["x", "--out", "a.gif"], 2, "writes .png, .jpg, .jpeg, .webp files"),

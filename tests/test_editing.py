@@ -227,6 +227,26 @@ def test_an_ode_solver_does_what_copying_after_each_step_does(sampler: str) -> N
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
 
 
+def test_a_mask_composes_with_all_that_steers(pipe: PixArtSigmaPipeline) -> None:
+    steering: dict[str, Any] = {
+        "prompt_syntax": "weighted",
+        "style": "ink",
+        "guidance": {"rescale": 0.5, "stop": 0.8},
+    }
+    changes = drawn(pipe, "a [(red:1.3) cat:dog:0.5]", image=photo(), mask=spot(), **steering)
+    plain = drawn(pipe, "a cat", image=photo(), mask=spot())
+    kept = pixels(spot()) == 0
+    assert (pixels(changes)[kept] == pixels(photo())[kept]).all()
+    assert (pixels(changes)[~kept] != pixels(plain)[~kept]).any()
+
+
+def test_a_schedule_in_a_prompt_runs_in_both_passes(pipe: PixArtSigmaPipeline) -> None:
+    call: dict[str, Any] = {"two_pass": True, "width": 256, "height": 192}
+    call["prompt_syntax"] = "weighted"
+    early, late = (latents(pipe, f"a [cat:dog:{when}]", **call) for when in (0.25, 0.75))
+    assert not torch.equal(early, late)
+
+
 def test_soft_edges_mix_by_their_grey(pipe: PixArtSigmaPipeline) -> None:
     image = photo()
     hard = drawn(pipe, image=image, mask=spot())

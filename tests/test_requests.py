@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from pixsigma.errors import InputError, PromptFileError, SizeError
+from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.requests import LARGEST_SEED, GenerationRequest, parse_prompt_file, request_from
 
 
@@ -29,7 +30,12 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         "inpaint_crop": False,
         "two_pass": False,
         "loras": (),
+        "guidance": GuidanceOptions().model_dump(),
+        "prompt_syntax": "plain",
+        "long_prompts": "truncate",
+        "style": None,
     }
+    assert GuidanceOptions().plain
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,30 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         ({"prompt": "x", "num_images": 0}, "num_images must be greater than or equal to 1"),
         ({"prompt": "x", "eta": 1.5}, "eta must be less than or equal to 1"),
         ({"prompt": "x", "sampler": ""}, "sampler must have at least 1 character"),
+        (
+            {"prompt": "x", "guidance": {"pga": 3.0}},
+            "no setting 'guidance pga'; known: start, stop",
+        ),
+        ({"prompt": "x", "guidance": {"rescale": 2.0}}, "guidance rescale must be less than"),
+        ({"prompt": "x", "guidance": {"layers": [1.5], "pag": 1.0}}, "guidance layers 0 must be"),
+        ({"prompt": "x", "guidance": {"pag": 1.0, "seg": 1.0}}, "both disturb self-attention"),
+        ({"prompt": "x", "prompt_syntax": "odd"}, "prompt_syntax must be 'plain' or 'weighted'"),
+        ({"prompt": "a (x", "prompt_syntax": "weighted"}, r"never closed.*a \^\(x"),
+        ({"prompt": "a", "negative_prompt": "[b", "prompt_syntax": "weighted"}, "never closed"),
+        (
+            {"prompt": "a", "negative_prompt": "b AND c", "prompt_syntax": "weighted"},
+            "write the negative prompt as one text",
+        ),
+        (
+            {"prompt": "a AND b", "prompt_syntax": "weighted", "guidance": {"pag": 1.0}},
+            "disturb one text",
+        ),
+        (
+            {"prompt": "x", "prompt_syntax": "weighted", "null_caption": "prompt"},
+            "mask of one plain prompt",
+        ),
+        ({"prompt": "x", "style": "watercolor"}, "no style 'watercolor': did you mean watercolour"),
+        ({"prompt": "x", "style": {"prompt": "no place"}}, "exactly once, got 'no place'"),
         ({"prompt": "x", "width": 512}, "give both width and height, or neither"),
         ({"prompt": "\udcff"}, "prompt must be a valid string"),
         ({"prompt": "x" * 100_001}, r"prompt must have at most 100000 characters, got 'x+\.\.\."),

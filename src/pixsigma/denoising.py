@@ -10,6 +10,7 @@ from torch import Tensor
 from pixsigma.diffusion.guidance import guided
 from pixsigma.diffusion.samplers.base import Noise, Predict, Sampler
 from pixsigma.diffusion.schedule import Level, NoiseSchedule
+from pixsigma.diffusion.steering import Steering, steered
 from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.shapes import Latents
@@ -63,6 +64,8 @@ class Drawing:
     on_step: OnStep | None = None
     """Called after each step; latents that it returns take the place of the step's."""
     given: Given | None = None
+    steering: Steering | None = None
+    """More than classifier-free guidance of one text; then `text` and `negative` are not read."""
 
 
 def denoise(
@@ -78,18 +81,12 @@ def denoise(
     given = drawing.given
     noise = drawing.latents
     x = given.start(sampler, noise, levels) if given else sampler.start(noise, levels)
-    predict = guided(
-        with_conditions(network, drawing.conditions),
-        drawing.text,
-        drawing.negative,
-        drawing.guidance_scale,
-        prediction_type=schedule.config.prediction_type,
-    )
-    predict = given.around(predict) if given else predict
+    predict_at = predictions(network, schedule, drawing)
     state = sampler.init(x, levels)
     total = len(levels) - 1
     yield Step("denoising", 0, total, levels[0].timestep, x)
     for i in range(total):
+        predict = given.around(predict_at(i)) if given else predict_at(i)
         x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
         if drawing.on_step is not None:
             replaced = drawing.on_step(i, levels[i].timestep, x)
@@ -98,19 +95,34 @@ def denoise(
     refuse_nan(x, "the transformer", "steps")
 
 
+def predictions(
+    network: Callable[..., Tensor], schedule: NoiseSchedule, drawing: Drawing
+) -> Callable[[int], Predict]:
+    """The denoiser of each step."""
+    denoiser = with_conditions(network, drawing.conditions)
+    kind = schedule.config.prediction_type
+    if drawing.steering is not None:
+        return steered(denoiser, drawing.steering, kind)
+    text, negative, scale = drawing.text, drawing.negative, drawing.guidance_scale
+    predict = guided(denoiser, text, negative, scale, prediction_type=kind)
+    return lambda i: predict
+
+
 def with_conditions(
     network: Callable[..., Tensor], conditions: Conditions | None
 ) -> Callable[..., Tensor]:
-    """The network with its micro-conditions bound, repeated for guidance's double batch."""
+    """The network with its micro-conditions bound, repeated for all rows of guidance."""
     if conditions is None:
         return network
 
-    def conditioned(x: Latents, t: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditioned(
+        x: Latents, t: Tensor, text: Tensor, mask: Tensor | None = None, **extra: Any
+    ) -> Tensor:
         times = len(x) // len(conditions.resolution)
         both = Conditions(
             conditions.resolution.repeat(times, 1), conditions.aspect_ratio.repeat(times, 1)
         )
-        return network(x, t, text, mask, both)
+        return network(x, t, text, mask, both, **extra)
 
     return conditioned
 

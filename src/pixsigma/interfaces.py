@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,18 @@ class Conditions:
     """(B, 2), height and width in pixels."""
     aspect_ratio: Tensor
     """(B, 1), height / width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """Which part of a batch has its self-attention disturbed, where and how."""
+
+    kind: Literal["identity", "blur"]
+    layers: tuple[int, ...]
+    num_rows: int
+    """The last rows of the batch are disturbed."""
+    blur: float | None = None
+    """Standard deviation in tokens; None blurs without end."""
 
 
 class TextEncoder(Protocol):

@@ -14,16 +14,18 @@ from pixsigma import adapters
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
-from pixsigma.diffusers_call import call_as_diffusers, cleaned_twice, with_eta
+from pixsigma.diffusers_call import call_as_diffusers, with_eta
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
+from pixsigma.diffusion.steering import check_sampler
 from pixsigma.editing.known import Known, shortened
 from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.tiling import decode_tiled, encode_tiled
 from pixsigma.placement import Placement, choose_device, release
+from pixsigma.prompting import steering_of
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
@@ -177,28 +179,21 @@ class PixArtSigmaPipeline:
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
+        check_sampler(sampler, request.guidance)
         grid = sampler.levels(self.schedule, request.num_inference_steps)
         grids = [shortened(grid, each.strength) for each in plan.rounds]
         total = sum(len(levels) - 1 for levels in grids)
         yield Step("text", total=total, seeds=seeds)
-        clean = self.variant == "alpha" if request.clean_caption is None else request.clean_caption
-        prepare = cleaned_twice if clean else str.strip
-        text = self.encode([prepare(request.prompt)])
-        negative = None
-        if request.guidance_scale > 1:
-            negative = (
-                self.encode_null(text)
-                if request.null_caption == "prompt"
-                else self.encode([prepare(request.negative_prompt)])
-            )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = plan.canvas.source() if plan.canvas else None
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
-            drawing = self.drawing(
-                text, negative, request.guidance_scale, levels, each.size, generators
-            )
-            drawing = dataclasses.replace(drawing, given=self.given(plan, each, images))
+            # A prompt's schedule runs over the steps of a round; strength 0 has none.
+            steering = steering_of(self, request, max(1, len(levels) - 1))
+            text, scale = steering.texts[0][0].features, request.guidance_scale
+            drawing = self.drawing(text, None, scale, levels, each.size, generators)
+            given = self.given(plan, each, images)
+            drawing = dataclasses.replace(drawing, steering=steering, given=given)
             for step in self.denoised(sampler, drawing, loras):
                 index = before + step.index
                 last = dataclasses.replace(step, index=index, total=total, seeds=seeds)

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pixsigma.buckets import check_size
 from pixsigma.errors import InputError, PixsigmaError, PromptFileError
+from pixsigma.guidance_options import GuidanceOptions
+from pixsigma.prompts.parse import parse
+from pixsigma.prompts.tree import Clause, unparse, written
+from pixsigma.styles import Style, style_from, style_named
 
 LARGEST_SEED = 2**63 - 1
 """The largest number that seeds a generator of torch on every device."""
@@ -74,6 +78,21 @@ class GenerationRequest(BaseModel):
     """Work on a part around the mask, of the model's native size or more, in full resolution."""
     two_pass: bool = False
     """Draw in the size the model was trained on, then enlarge and refine."""
+    guidance: GuidanceOptions = GuidanceOptions()
+    """How the text leads besides its scale."""
+    prompt_syntax: Literal["plain", "weighted"] = "plain"
+    """Whether brackets in the prompts are words, or the language of docs/steering.md."""
+    long_prompts: Literal["truncate", "chunk", "refuse"] = "truncate"
+    """What becomes of tokens beyond the model's limit: cut with a warning, read in turns, or an
+    error."""
+    style: str | Style | None = None
+    """What is put around the prompts: the name of one of ours, or a style itself."""
+
+    @field_validator("style", mode="before")
+    @classmethod
+    def _read_style(cls, value: Any) -> Any:
+        # here, as a union would tell of both its members
+        return style_from(value, "the style") if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _check(self) -> "GenerationRequest":
@@ -91,6 +110,7 @@ class GenerationRequest(BaseModel):
             raise InputError(
                 f"{self.num_images} pictures count the seed beyond {LARGEST_SEED}, got {self.seed}"
             )
+        self._check_steering()
         return self
 
     def _check_pictures(self) -> None:
@@ -106,6 +126,48 @@ class GenerationRequest(BaseModel):
             raise InputError("inpaint_crop works around a mask: give mask or extend")
         if self.extend is not None and not any(self.extend.values()):
             raise InputError("extend needs pixels on one side at least, such as left=256")
+
+    def _check_steering(self) -> None:
+        self._style()
+        if self.null_caption == "prompt" and (
+            self.prompt_syntax != "plain" or self.long_prompts == "chunk" or self.styled_negative
+        ):
+            raise InputError(
+                "null_caption='prompt' has the mask of one plain prompt: leave out prompt_syntax, "
+                "long_prompts='chunk' and styles with a negative part"
+            )
+        if self.prompt_syntax == "plain":
+            return
+        clauses = parse(self.styled_prompt)
+        if len(parse(self.styled_negative)) > 1:
+            raise InputError("AND is for the prompt; write the negative prompt as one text")
+        if len(clauses) > 1 and (self.guidance.pag or self.guidance.seg):
+            raise InputError("PAG and SEG disturb one text: leave them out, or AND")
+
+    @property
+    def styled_prompt(self) -> str:
+        """The prompt in its style; each of the texts that AND joins has it."""
+        style = self._style()
+        if style is None:
+            return self.prompt
+        if self.prompt_syntax == "plain":
+            return style.around(self.prompt)
+        clauses = []
+        for clause in parse(self.prompt):
+            inside, *others = parse(style.around(written(clause.parts)))
+            if others:
+                raise InputError(f"a style surrounds one text and has no AND, got {style.prompt!r}")
+            clauses.append(Clause(inside.parts, clause.weight))
+        return unparse(tuple(clauses))
+
+    @property
+    def styled_negative(self) -> str:
+        """The negative prompt with that of the style."""
+        style = self._style()
+        return style.without(self.negative_prompt) if style else self.negative_prompt
+
+    def _style(self) -> Style | None:
+        return style_named(self.style) if isinstance(self.style, str) else self.style
 
 
 def request_from(names: Mapping[str, str] | None = None, /, **settings: Any) -> GenerationRequest:
@@ -126,10 +188,14 @@ def input_error(error: ValidationError, names: Mapping[str, str] | None = None) 
     if isinstance(ours, InputError):
         return ours
     field, *inner = (str(part) for part in first["loc"] or ["the request"] if part != "[key]")
-    name = ".".join([(names or {}).get(field, field), *inner])
-    if first["type"] == "extra_forbidden" and not inner:
-        known = ", ".join(GenerationRequest.model_fields)
-        return InputError(f"there is no setting {field!r}; known: {known}")
+    joint = " " if field == "guidance" else "."  # as --guide has its settings
+    name = joint.join([(names or {}).get(field, field), *inner])
+    if first["type"] == "extra_forbidden" and (not inner or field == "guidance"):
+        known = GuidanceOptions if inner else GenerationRequest
+        unknown = joint.join([field, *inner])
+        return InputError(
+            f"there is no setting {unknown!r}; known: {', '.join(known.model_fields)}"
+        )
     if first["type"] == "missing":
         return InputError(f"{name} is missing")
     rule = first["msg"].replace("Input should", "must").replace("String should", "must")

@@ -9,6 +9,7 @@ import torch
 
 import pixsigma
 from pixsigma import PixArtSigmaPipeline
+from pixsigma.images import to_numpy
 
 # diffusers warns of numpy's and its own coming versions
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -189,3 +190,25 @@ def test_a_folder_of_ours_is_read_by_diffusers(
     back = Theirs.from_pretrained(tmp_path / "ours")
     back.set_progress_bar_config(disable=True)
     assert both((back, pipes[1]), prompt=PROMPTS[0], height=128, width=128) <= 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.5])
+@pytest.mark.parametrize("layers", [(0,), (0, 1)])
+def test_perturbed_attention_guidance(
+    pipes: tuple[Any, PixArtSigmaPipeline], scale: float, layers: tuple[int, ...]
+) -> None:
+    from diffusers import PixArtSigmaPAGPipeline
+
+    names = [f"blocks.{i}" for i in layers]
+    theirs = PixArtSigmaPAGPipeline(**pipes[0].components, pag_applied_layers=names)
+    theirs.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 4, "guidance_scale": scale, "clean_caption": False}
+    generator = torch.Generator().manual_seed(5)
+    prompt = "two red cubes"  # in lower case, as diffusers lowers what it does not clean
+    expected = theirs(prompt, pag_scale=20.0, generator=generator, output_type="np", **call).images
+    ours = pipes[1]
+    *_, last = ours.stream(prompt, seed=5, guidance={"pag": 20.0, "layers": layers}, **call)
+    *_, plain = ours.stream(prompt, seed=5, **call)
+    found, without = (to_numpy(ours.decode(step.latents)) for step in (last, plain))
+    assert np.abs(found - expected).max() <= 1e-3
+    assert np.abs(found - without).max() > 1e-2, "guidance that changes nothing shows nothing"

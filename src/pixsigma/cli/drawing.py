@@ -15,6 +15,7 @@ from pixsigma._version import __version__
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.progress import stage, watch
 from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.diffusion.steering import check_sampler
 from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_picture
@@ -95,7 +96,7 @@ def check(job: Job) -> None:
     if len(os.fsencode(job.out.name)) > _LONGEST_NAME:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     for request in job.requests:
-        get_sampler(request.sampler)
+        check_sampler(get_sampler(request.sampler), request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}

@@ -64,6 +64,16 @@ TextAndVae = Annotated[
 Clean = Annotated[
     bool | None, typer.Option(help="Clean the prompts first; default: as the model was trained")
 ]
+Guide = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Such as rescale=0.7, pag=3, start=0.2; repeatable."),
+]
+Syntax = Annotated[str, typer.Option(help="plain, or weighted: (red:1.3), [a:b:0.4], AND.")]
+LongPrompts = Annotated[
+    str, typer.Option(help="truncate, chunk or refuse what is beyond the model's limit.")
+]
+StyleName = Annotated[str | None, typer.Option(help="A named style; `pixsigma styles` lists them.")]
+StyleFile = Annotated[Path | None, typer.Option(help="A TOML file with styles of your own.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a picture.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the files' names.")]
 
@@ -84,4 +94,8 @@ FLAGS = {
     "strength": "--strength",
     "extend": "--extend",
     "loras": "--lora",
+    "guidance": "--guide",
+    "prompt_syntax": "--syntax",
+    "long_prompts": "--long-prompts",
+    "style": "--style",
 }

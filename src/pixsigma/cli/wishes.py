@@ -1,11 +1,12 @@
 """From flags and prompt files to checked requests; nothing heavy is imported for a typing error."""
 
+import json
 import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
+
+if TYPE_CHECKING:
+    from pixsigma.styles import Style
 
 FIELDS = {
     "negative": "negative_prompt",
@@ -28,6 +32,8 @@ FIELDS = {
     "strength": "strength",
     "inpaint_crop": "inpaint_crop",
     "two_pass": "two_pass",
+    "syntax": "prompt_syntax",
+    "long_prompts": "long_prompts",
 }
 """Flags to the fields of a request that they are."""
 
@@ -51,6 +57,8 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
 
         return again(flags, written)
     settings = {field: flags[name] for name, field in FIELDS.items()}
+    settings["guidance"] = parse_guide(flags["guide"] or [])
+    settings["style"] = parse_style(flags["style"], flags["styles"])
     settings["loras"] = [parse_lora(text) for text in flags["lora"] or []]
     if flags["extend"] is not None:
         settings["extend"] = parse_extend(flags["extend"])
@@ -98,6 +106,43 @@ def wanted(
     if file is not None:
         requests += parse_prompt_file(file, settings, FLAGS)
     return requests
+
+
+def parse_guide(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings of guidance, such as pag=3, layers=13,14 or apg; raises InputError.
+
+    The names are the fields of GuidanceOptions; a name alone switches on.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, given, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if name in found:
+            raise InputError(f"--guide has {name} twice")
+        found[name] = parse_value(name, text) if given else True
+    return found
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A number, true, false or null as in JSON, numbers with commas for layers; else the word."""
+    text = text.strip()
+    try:
+        return json.loads(f"[{text}]" if name == "layers" else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_style(name: str | None, file: Path | None) -> "str | Style | None":
+    """The name of a style of ours, or the style itself where it is in the person's own file."""
+    from pixsigma.styles import read_styles, style_named
+
+    if file is None:
+        return name
+    if name is None:
+        raise InputError("--styles FILE says where styles are; choose one with --style NAME")
+    own = read_styles(file)
+    style_named(name, own)
+    return own.get(name, name)
 
 
 def parse_aspect(text: str | None) -> tuple[int, int] | None:

@@ -31,7 +31,7 @@ def guided(
     both = text if scale == 1 or null is None else _stacked(null, text)
 
     def predict(x: Latents, level: Level) -> Prediction:
-        rows = _rows(both, len(x), halves=1 if both is text else 2)
+        rows = rows_for(both, len(x), halves=1 if both is text else 2)
         inputs = x if both is text else torch.cat([x, x])
         t = torch.full((len(inputs),), level.timestep, dtype=torch.float32, device=x.device)
         output = denoiser(inputs.to(rows.embeddings.dtype), t, rows.embeddings, rows.mask)
@@ -51,17 +51,18 @@ def _combined(output: Tensor, scale: float, guided_channels: int, channels: int)
 
 
 def _stacked(null: TextFeatures, text: TextFeatures) -> TextFeatures:
-    """[null, text] padded to a common length; the padding is masked."""
+    """[null, text] padded to a common length."""
     rows = max(len(null.mask), len(text.mask))
     length = max(null.mask.shape[1], text.mask.shape[1])
-    parts = [_padded(_rows(part, rows), length) for part in (null, text)]
+    parts = [padded(rows_for(part, rows), length) for part in (null, text)]
     return TextFeatures(
         torch.cat([part.embeddings.to(text.embeddings.dtype) for part in parts]),
         torch.cat([part.mask for part in parts]),
     )
 
 
-def _padded(text: TextFeatures, length: int) -> TextFeatures:
+def padded(text: TextFeatures, length: int) -> TextFeatures:
+    """Features (B, length, E); the columns that are added are masked."""
     extra = length - text.mask.shape[1]
     return TextFeatures(
         torch.nn.functional.pad(text.embeddings, (0, 0, 0, extra)),
@@ -69,7 +70,7 @@ def _padded(text: TextFeatures, length: int) -> TextFeatures:
     )
 
 
-def _rows(text: TextFeatures, num_pictures: int, halves: int = 1) -> TextFeatures:
+def rows_for(text: TextFeatures, num_pictures: int, halves: int = 1) -> TextFeatures:
     """`halves` halves of `num_pictures` rows each, single rows repeated."""
     rows = len(text.mask) // halves
     if rows not in (1, num_pictures):

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
+from pixsigma.interfaces import Perturbation
 from pixsigma.models.embeddings import Mlp
+from pixsigma.models.perturbed import perturbed_attention
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -47,13 +49,17 @@ class SelfAttention(nn.Module):
         squares = self.sr(tokens.transpose(1, 2).unflatten(2, grid))
         return self.norm(squares.flatten(2).transpose(1, 2))
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], perturbation: Perturbation | None = None
+    ) -> Tensor:
         """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.compressed:
             k, v = self.compress(k, grid), self.compress(v, grid)
         q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))
+        if perturbation is not None:
+            return self.proj(merge_heads(perturbed_attention(q, k, v, grid, perturbation)))
         return self.proj(merge_heads(scaled_dot_product_attention(q, k, v)))
 
 
@@ -85,11 +91,18 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width, width)
 
     def forward(
-        self, x: Tensor, t0: Tensor, text: Tensor, mask: Tensor | None, grid: tuple[int, int]
+        self,
+        x: Tensor,
+        t0: Tensor,
+        text: Tensor,
+        mask: Tensor | None,
+        grid: tuple[int, int],
+        perturbation: Perturbation | None = None,
     ) -> Tensor:
         """x (B, N, D), t0 (B, 6, D) shared by all blocks (adaLN-single), to (B, N, D)."""
         modulation = (self.scale_shift_table + t0).unsqueeze(2).unbind(1)  # six of (B, 1, D)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = x + gate_attn * self.attn(modulated_norm(x, shift_attn, scale_attn), grid)
+        normed = modulated_norm(x, shift_attn, scale_attn)
+        x = x + gate_attn * self.attn(normed, grid, perturbation)
         x = x + self.cross_attn(x, text, mask)  # neither norm nor gate: as published
         return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))

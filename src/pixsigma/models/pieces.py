@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,9 @@ PAD, END, UNKNOWN = 0, 1, 2
 
 NUM_SENTINELS = 100
 """`<extra_id_0>` to `<extra_id_99>` follow the pieces, the last one first."""
+
+_SPACE = "\u2581"
+"""What stands for a space in a piece."""
 
 _SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_(?:\d|[1-9]\d)>)")
 
@@ -26,6 +30,14 @@ class Pieces(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
+        ...
+
+    def ends(self, text: str) -> list[int]:
+        """For each id of a text, where in the text its characters end."""
+        ...
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before this id's characters."""
         ...
 
     def content(self) -> bytes:
@@ -57,6 +69,26 @@ class SentencePieces:
         size = self._model.vocab_size()
         decoded: str = self._model.decode([i for i in ids if UNKNOWN < i < size])
         return decoded
+
+    def ends(self, text: str) -> list[int]:
+        """For each id of a text, where in the text its characters end."""
+        found: list[int] = []
+        done = 0
+        for k, part in enumerate(_SPECIAL.split(text)):
+            if k % 2:
+                found.append(done + len(part))
+            elif part:
+                # characters of the normalized text, of which pieces are made, back to the text
+                _, places = self._model.normalize(part, with_offsets=True)
+                sizes = accumulate(map(len, self._model.encode(part, out_type=str)))
+                found += [done + places[size] for size in sizes]
+            done += len(part)
+        return found
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before this id's characters."""
+        inside = token < self._model.vocab_size()
+        return not inside or bool(self._model.id_to_piece(token).startswith(_SPACE))
 
     def content(self) -> bytes:
         """The file as it was read."""
@@ -94,6 +126,17 @@ class JsonPieces:
         """The text of ids, special tokens left out."""
         text: str = self._model.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def ends(self, text: str) -> list[int]:
+        """For each id of a text, where in the text its characters end."""
+        return [end for _, end in self._model.encode(text, add_special_tokens=False).offsets]
+
+    def begins_word(self, token: int) -> bool:
+        """Whether a space stands before this id's characters."""
+        piece = self._model.id_to_token(token)
+        if piece is None or _SPECIAL.fullmatch(piece):
+            return True
+        return bool(piece.startswith(_SPACE))
 
     def content(self) -> bytes:
         """The file as it was read."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.config import TransformerConfig
-from pixsigma.interfaces import Conditions
+from pixsigma.interfaces import Conditions, Perturbation
 from pixsigma.models.blocks import Block, modulated_norm
 from pixsigma.models.embeddings import (
     CaptionEmbedder,
@@ -68,11 +68,13 @@ class PixArtTransformer(nn.Module):
         text: Tensor,
         mask: Tensor | None = None,
         conditions: Conditions | None = None,
+        perturbation: Perturbation | None = None,
     ) -> Tensor:
         """Predict noise and variance.
 
         x (B, C, H, W), t (B,) in [0, 999], text (B, L, E), mask (B, L) true where there is a token
         (None: everywhere). Returns (B, 2C, H, W): eps, then the variance fraction where learned.
+        `perturbation` disturbs the last rows of the batch, for guidance away from them.
         """
         x = x.to(self.dtype)
         grid = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
@@ -81,8 +83,10 @@ class PixArtTransformer(nn.Module):
         t0 = self.t_block(t).unflatten(1, (6, -1))  # (B, 6, D)
         text = self.y_embedder(text.to(self.dtype))  # (B, L, D)
         mask = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
-        for block in self.blocks:
-            x = block(x, t0, text, mask, grid)
+        for i, block in enumerate(self.blocks):
+            # not `i in layers`: torch.compile gets that wrong where a number of them changes
+            here = perturbation is not None and any(i == layer for layer in perturbation.layers)
+            x = block(x, t0, text, mask, grid, perturbation if here else None)
         return self.unpatchify(self.final_layer(x, t), grid)
 
     @property

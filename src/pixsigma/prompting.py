@@ -1,0 +1,127 @@
+"""What a request says, turned into what each step reads: styles, the prompt language, weights."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pixsigma.config import TransformerConfig
+from pixsigma.diffusers_call import cleaned_twice
+from pixsigma.diffusion.steering import Clause, Steering
+from pixsigma.errors import InputError
+from pixsigma.guidance_options import GuidanceOptions
+from pixsigma.interfaces import TextFeatures
+from pixsigma.models.weighting import encode_weighted
+from pixsigma.prompts.parse import parse
+from pixsigma.prompts.resolve import Line, Spans, lines_at, plain
+
+if TYPE_CHECKING:
+    from pixsigma.pipeline import PixArtSigmaPipeline
+    from pixsigma.requests import GenerationRequest
+
+
+def steering_of(
+    pipe: "PixArtSigmaPipeline", request: "GenerationRequest", num_steps: int
+) -> Steering:
+    """Texts of every step, encoded once each and on the device; what leads, and where.
+
+    Raises InputError for what the model cannot do: layers that it has not, or the prompt language
+    where prompts are cleaned.
+    """
+    layers = disturbed_layers(request.guidance, pipe.transformer_config)
+    read = reader(pipe, request)
+    steps = [[(line, read(line.spans)) for line in row] for row in rows(request, num_steps)]
+    texts = tuple(tuple(Clause(found, line.weight) for line, found in row) for row in steps)
+    nulls: tuple[TextFeatures | None, ...] = (None,) * num_steps
+    if leads(request, texts):
+        nulls = tuple(negatives(pipe, request, read, texts))
+
+    @cache
+    def settled(features: TextFeatures) -> TextFeatures:
+        return features.trimmed().to(pipe.device, pipe.dtype)
+
+    return Steering(
+        options=request.guidance,
+        scale=request.guidance_scale,
+        texts=tuple(tuple(Clause(settled(c.features), c.weight) for c in row) for row in texts),
+        nulls=tuple(null and settled(null) for null in nulls),
+        layers=layers,
+    )
+
+
+def rows(request: "GenerationRequest", num_steps: int, negative: bool = False) -> list[list[Line]]:
+    """The lines of every step."""
+    text = request.styled_negative if negative else request.styled_prompt
+    if request.prompt_syntax == "plain":
+        return [list(plain(text))] * num_steps
+    prompt = parse(text)
+    return [list(lines_at(prompt, i, num_steps)) for i in range(num_steps)]
+
+
+def reader(
+    pipe: "PixArtSigmaPipeline", request: "GenerationRequest"
+) -> Callable[[Spans], TextFeatures]:
+    """The encoder of lines; a line that comes again is not encoded again."""
+    clean = pipe.variant == "alpha" if request.clean_caption is None else request.clean_caption
+    if clean and request.prompt_syntax == "weighted":
+        raise InputError(
+            "cleaning rewrites a prompt, so the weights of its words would be lost: set "
+            "clean_caption to false, or prompt_syntax to plain"
+        )
+    prepare = cleaned_twice if clean else str.strip
+
+    @cache
+    def read(spans: Spans) -> TextFeatures:
+        if len(spans) == 1:
+            spans = ((prepare(spans[0][0]), spans[0][1]),)
+        if request.long_prompts == "truncate" and all(weight == 1 for _, weight in spans):
+            return pipe.encode(["".join(words for words, _ in spans)])
+        if not hasattr(pipe.text_encoder, "tokenizer"):
+            raise InputError("weights and long prompts need a T5TextEncoder as text_encoder")
+        with pipe.placement.running(pipe.text_encoder.encoder):
+            return encode_weighted(
+                pipe.text_encoder,
+                spans,
+                max_length=pipe.max_tokens,
+                long_prompts=request.long_prompts,
+                device=pipe.device,
+            )
+
+    return read
+
+
+def leads(request: "GenerationRequest", texts: tuple[tuple[Clause, ...], ...]) -> bool:
+    """Whether any step looks at the unconditional text."""
+    options = request.guidance
+    scales = [request.guidance_scale]
+    scales += [options.end_scale] if options.schedule != "constant" else []
+    composed = any(len(row) > 1 for row in texts)
+    return max(scales) > 1 or options.cfgpp is not None or composed
+
+
+def negatives(
+    pipe: "PixArtSigmaPipeline",
+    request: "GenerationRequest",
+    read: Callable[[Spans], TextFeatures],
+    texts: tuple[tuple[Clause, ...], ...],
+) -> list[TextFeatures]:
+    """What every step leads away from."""
+    num_steps = len(texts)
+    if request.null_caption == "prompt":
+        return [pipe.encode_null(texts[0][0].features)] * num_steps
+    return [read(line.spans) for (line,) in rows(request, num_steps, negative=True)]
+
+
+def disturbed_layers(options: GuidanceOptions, config: TransformerConfig) -> tuple[int, ...]:
+    """The blocks for PAG and SEG, the middle one where none is named."""
+    layers = options.layers or (config.num_layers // 2,)
+    if not (options.pag or options.seg):
+        return ()
+    if beyond := [layer for layer in layers if not 0 <= layer < config.num_layers]:
+        raise InputError(f"the model has layers 0 to {config.num_layers - 1}, got {beyond[0]}")
+    compressed = set(config.kv_compression.layers if config.kv_compression else ())
+    if options.pag and (fewer := sorted(compressed & set(layers))):
+        raise InputError(
+            f"PAG needs a value for each token, and layer {fewer[0]} of this model compresses them:"
+            " name other layers, or take SEG"
+        )
+    return layers
