@@ -129,8 +129,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
-    # parquet gives numpy arrays or tuples for lists
-    return [value] if isinstance(value, str | Mapping) else list(value)
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _caption(value: Any, kind: Any, place: str) -> Caption:

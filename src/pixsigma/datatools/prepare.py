@@ -172,7 +172,7 @@ def look(
     Raises InputError where nothing is left.
     """
     limits = Limits(
-        table=table,
+        table=dict(table),  # a mapping proxy does not travel to other processes
         max_aspect=settings.max_aspect,
         max_enlarge=settings.max_enlarge,
         max_tokens=settings.max_tokens or 0,
