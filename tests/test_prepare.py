@@ -200,6 +200,7 @@ def test_a_stopped_run_goes_on_with_the_first_missing_shard(
             yield num
 
     monkeypatch.setattr(preparing, "encode_shards", counted)
+    (out / ".64x64-00000.safetensors.0a1b2c3d.tmp").write_bytes(b"half")
     list(prepare(settings, out, work))
     kept = sum(len(load_file(out / name)["mean"]) for name in done)
     assert sum(encoded) == 9 - kept

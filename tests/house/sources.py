@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pixsigma"
 
-_SKIPPED = {".git", ".venv", "__pycache__", "outputs", "build", "dist"}
+_SKIPPED = {".git", ".venv", "__pycache__", "outputs", ".hypothesis", "build", "dist"}
 
 
 @cache

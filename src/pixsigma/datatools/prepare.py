@@ -95,6 +95,8 @@ def prepare(settings: Settings, out: Path, work: Work) -> Iterator[Progress]:
     stored = resolution if settings.official_features else 0
     listed = list(read_rows(settings.data, resolution=stored, square=settings.square))
     plan = settle_settings(settings, fingerprint(listed), out, work)
+    for half in out.glob(".*.tmp"):  # what a kill in the midst of writing leaves
+        half.unlink()
     with Workers(work.workers) as workers:
         if not (out / ROWS).is_file():
             yield from look(listed, settings, table, workers, out)

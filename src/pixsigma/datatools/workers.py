@@ -1,7 +1,9 @@
 """Functions on many items at once, in processes of their own, answers in the order of the items."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +25,7 @@ class Workers:
         self.num = num
         # A forked child inherits the locks of torch's threads as they are, so it may hang.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(num, context, _ignore_interrupts) if num else None
+        self._pool = ProcessPoolExecutor(num, context, _begin) if num else None
 
     def __enter__(self) -> "Workers":
         return self
@@ -55,6 +57,15 @@ class Workers:
             ) from error
 
 
-def _ignore_interrupts() -> None:
+def _begin() -> None:
     # Ctrl-C reaches the whole group of processes; only the first one says that it stops
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this a worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
