@@ -1,12 +1,15 @@
 """The run: every row once an epoch, exact resumption, a loss that falls."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from pixsigma.data.features import FeatureSet, epoch_order
+from pixsigma.data.batching import epoch_order
+from pixsigma.data.features import Batch, FeatureSet
+from pixsigma.data.shards import open_features
 from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
@@ -123,25 +126,78 @@ def test_the_loss_falls(features: Path, tmp_path: Path) -> None:
 
 def test_every_row_comes_once_an_epoch(features: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe(features), tmp_path / "run")
-    seen = []
-    trainer.data = FeatureSet.load(features)
-    original = FeatureSet.batch
+    seen: list[int] = []
 
-    class Spy:
-        def __len__(self) -> int:
-            return 7
-
-        def batch(self, rows: torch.Tensor, drop: float, rng: torch.Generator) -> object:
+    class Spy(FeatureSet):
+        def batch(self, rows: torch.Tensor, drop_caption: float, rng: torch.Generator) -> Batch:
             seen.extend(rows.tolist())
-            return original(FeatureSet.load(features), rows, drop, rng)
+            return super().batch(rows, drop_caption, rng)
 
-    trainer.data = Spy()  # type: ignore[assignment]
+    trainer.data = Spy(**vars(FeatureSet.load(features)))
     for trainer.step in range(7):  # 21 rows: three epochs, batches across their borders
         trainer.next_batch()
     for epoch in range(3):
         assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == list(range(7))
     assert seen[:7] != seen[7:14]
     assert seen[:7] == epoch_order(7, 0, seed=0).tolist()
+
+
+def prepared(folder: Path, text_width: int = 12) -> Path:
+    """A folder as `prepare` writes it: five pictures of 4x4 latents, four of 2x8."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    shards = []
+    for num, height, width in ((2, 4, 4), (3, 4, 4), (4, 2, 8)):
+        name = f"{len(shards)}.safetensors"
+        tensors = {
+            "mean": torch.randn(num, 4, height, width).half(),
+            "std": torch.rand(num, 4, height, width).half(),
+            "text": torch.randn(5, text_width).half(),
+            "text_offsets": torch.tensor([0, 2, 5]),
+            "captions": torch.tensor([[0, 1]] * num),
+            "caption_long": torch.tensor([[False, True]] * num),
+        }
+        save_file(tensors, folder / name)
+        size = {"height": 8 * height, "width": 8 * width}
+        shards.append({"file": name, "rows": num, **size})
+    null = {"null_text": torch.zeros(1, 6, text_width), "null_mask": torch.arange(6)[None] < 1}
+    save_file(null, folder / "null.safetensors")
+    index = {"format": 1, "channels": 4, "factor": 8, "text_width": text_width, "shards": shards}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_killed_run_on_buckets_ends_as_one_never_stopped(tmp_path: Path) -> None:
+    plan = recipe(prepared(tmp_path / "data"))
+    whole = Trainer(plan, tmp_path / "whole")
+    list(whole.run())
+    killed = Trainer(plan, tmp_path / "killed")
+    for progress in killed.run():
+        if progress.step == 6:
+            break
+    resumed = Trainer(plan, tmp_path / "killed")
+    resumed.resume()
+    list(resumed.run())
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_features_that_do_not_fit_are_told_before_the_first_step(
+    features: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MismatchError, match="width 10, the transformer takes caption_channels"):
+        Trainer(recipe(prepared(tmp_path / "narrow", text_width=10)), tmp_path / "run")
+    tensors = load_file(features)
+    tensors |= {name: torch.zeros(7, 4, 4, 5) for name in ("mean", "std")}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(MismatchError, match=r"\(4, 4, 5\).*multiples of 2"):
+        Trainer(recipe(tmp_path / "odd.safetensors"), tmp_path / "run")
+    plan = recipe(prepared(tmp_path / "data"))
+    large = plan.model_copy(update={"run": plan.run.model_copy(update={"batch_size": 5})})
+    with pytest.raises(InputError, match="smallest of 2 has 4"):
+        Trainer(large, tmp_path / "run")
+    with pytest.raises(MismatchError, match="which captions are long"):
+        open_features(features, long_captions=0.5)
 
 
 def test_dropped_captions_become_the_empty_one(features: Path) -> None:

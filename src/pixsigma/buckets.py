@@ -113,6 +113,21 @@ def size_for_aspect(side: int, width: float, height: float, multiple: int = 16) 
     return _rounded(tall, multiple), _rounded(wide, multiple)
 
 
+def training_table(side: int, *, square: bool = False) -> AspectTable:
+    """The sizes that pictures are brought to for training at a native `side` in pixels.
+
+    The published table where there is one, else sizes of about `side`² pixels with the same
+    ratios; `square` leaves one. Raises SizeError for a side that is no multiple of 16.
+    """
+    check_size(side, side)
+    if square:
+        return MappingProxyType({"1.0": (side, side)})
+    if side in ASPECT_RATIOS:
+        return ASPECT_RATIOS[side]
+    sizes = {size_for_aspect(side, 1, float(ratio)) for ratio in ASPECT_RATIOS[256]}
+    return MappingProxyType({f"{h / w:.4g}": (h, w) for h, w in sorted(sizes, key=_shape)})
+
+
 def nearest_valid_sizes(width: int, height: int, multiple: int = 16) -> list[tuple[int, int]]:
     """The (width, height) pairs around a wish whose sides are multiples, nearest first."""
     pairs = {(w, h) for w in _neighbours(width, multiple) for h in _neighbours(height, multiple)}
@@ -128,6 +143,10 @@ def check_size(width: int, height: int, multiple: int = 16) -> None:
     raise SizeError(
         f"width and height must be multiples of {multiple}, got {width}x{height}; nearest: {named}"
     )
+
+
+def _shape(size: tuple[int, int]) -> tuple[float, int]:
+    return size[0] / size[1], size[0]
 
 
 def _neighbours(side: int, multiple: int) -> set[int]:

@@ -1,7 +1,8 @@
-"""Pictures and captions that were encoded once: latents as mean and deviation, text as states."""
+"""Pictures and captions encoded once: latents as mean and deviation, text as T5 states."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,33 @@ class Batch:
 
     latents: Latents
     text: TextFeatures
+
+
+class Features(Protocol):
+    """What a run reads: rows in buckets, batches of rows of one bucket."""
+
+    def __len__(self) -> int:
+        """M, the number of pictures."""
+        ...
+
+    @property
+    def bucket_of(self) -> Tensor:
+        """(M,) int64, an index of `latent_shapes` for each picture."""
+        ...
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of each bucket."""
+        ...
+
+    @property
+    def text_width(self) -> int:
+        """E, the features of a token."""
+        ...
+
+    def batch(self, rows: Tensor, drop_caption: float, rng: torch.Generator) -> Batch:
+        """Draw latents and one caption for each of `rows`; some captions become the empty one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,22 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.mean)
 
+    @property
+    def bucket_of(self) -> Tensor:
+        """(M,) zeros: there is one bucket."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(C, H, W) of the one bucket."""
+        channels, height, width = self.mean.shape[1:]
+        return [(channels, height, width)]
+
+    @property
+    def text_width(self) -> int:
+        """E, the features of a token."""
+        return self.text.shape[-1]
+
     def batch(self, rows: Tensor, drop_caption: float, rng: torch.Generator) -> Batch:
         """Draw latents and one caption for each of `rows`; some captions become the empty one."""
         mean, std = self.mean[rows].float(), self.std[rows].float()
@@ -65,9 +109,3 @@ class FeatureSet:
         text = torch.where(dropped[:, None, None], self.null_text, self.text[text_rows])
         mask = torch.where(dropped[:, None], self.null_mask, self.text_mask[text_rows])
         return Batch(latents, TextFeatures(text.float(), mask))
-
-
-def epoch_order(num_rows: int, epoch: int, seed: int) -> Tensor:
-    """A permutation fixed by seed and epoch, so that a resumed run reads on where it stopped."""
-    rng = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_rows, generator=rng)

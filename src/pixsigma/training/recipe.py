@@ -59,6 +59,8 @@ class RunSection(Section):
     batch_size: int = Field(gt=0)
     seed: int = 0
     caption_dropout: float = Field(0.1, ge=0, le=1)
+    long_captions: float | None = Field(None, ge=0, le=1)
+    """Share of long captions where a picture has both kinds; none draws among all alike."""
     ema_decay: float = 0.999
     compile: bool = False
     checkpoint_every: int = 200

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.config import ScheduleConfig, TransformerConfig
-from pixsigma.data.features import Batch, FeatureSet, epoch_order
+from pixsigma.data.batching import BucketBatches
+from pixsigma.data.features import Batch, Features
+from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import MismatchError, NotFiniteError
 from pixsigma.models.transformer import PixArtTransformer
@@ -55,12 +57,32 @@ def build_model(recipe: Recipe) -> PixArtTransformer:
     return model
 
 
+def refuse_misfit(data: Features, recipe: Recipe) -> None:
+    """Raise MismatchError where the features are not what the transformer takes."""
+    config = TransformerConfig(**recipe.model.model_dump(exclude={"init_from"}))
+    if data.text_width != config.caption_channels:
+        raise MismatchError(
+            f"text features in {recipe.features} have width {data.text_width}, the transformer "
+            f"takes caption_channels = {config.caption_channels}: encode with its text encoder"
+        )
+    for channels, height, width in data.latent_shapes:
+        odd = height % config.patch_size or width % config.patch_size
+        if channels != config.in_channels or odd:
+            raise MismatchError(
+                f"latents in {recipe.features} are ({channels}, {height}, {width}), the "
+                f"transformer takes {config.in_channels} channels and multiples of "
+                f"{config.patch_size}"
+            )
+
+
 class Trainer:
     """Trains one transformer on cached features; every state that matters is in the checkpoint."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        self.data = FeatureSet.load(recipe.features)
+        self.data = open_features(recipe.features, long_captions=recipe.run.long_captions)
+        refuse_misfit(self.data, recipe)
+        self.batches = BucketBatches(self.data.bucket_of, recipe.run.batch_size, recipe.run.seed)
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
         self.model = build_model(recipe)
         self.optimizers = optimizers(self.model, recipe.optimizer)
@@ -91,20 +113,8 @@ class Trainer:
 
     def next_batch(self) -> Batch:
         """Rows of this step: every row once an epoch, place and order fixed by seed and step."""
-        run, num_rows = self.recipe.run, len(self.data)
-        first = self.step * run.batch_size
-        rows = []
-        for index in range(first, first + run.batch_size):
-            epoch, place = divmod(index, num_rows)
-            rows.append(self.order(epoch)[place])
-        return self.data.batch(torch.stack(rows), run.caption_dropout, self.rng)
-
-    def order(self, epoch: int) -> Tensor:
-        """The permutation of an epoch, kept until the next."""
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = epoch_order(len(self.data), epoch, self.recipe.run.seed)
-        return self._order
+        rows = self.batches.rows(self.step)
+        return self.data.batch(rows, self.recipe.run.caption_dropout, self.rng)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
