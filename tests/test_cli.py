@@ -454,7 +454,7 @@ print("\\nheavy:", *sorted(heavy & sys.modules.keys()))
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    output, _ = python(HEAVY, *arguments).communicate(timeout=60)
+    output, _ = python(HEAVY, *arguments).communicate(timeout=280)
     heavy = set(output.splitlines()[-1].split()) - {"heavy:"}
     if "generate" in arguments:
         heavy.discard("pydantic")  # recent versions of typer read a command's flags with it
@@ -486,7 +486,7 @@ def test_ctrl_c_in_the_middle_ends_with_130_and_no_file(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    output, told = process.communicate(timeout=60)
+    output, told = process.communicate(timeout=280)
     assert process.returncode == 130
     assert output == "" and told == "pixsigma: stopped; no half-written file is left\n"
     assert list(tmp_path.iterdir()) == []
@@ -496,7 +496,7 @@ def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
     process = python("from pixsigma.__main__ import main; main()", "models")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=280) == 141
     assert process.stderr.read() == ""
     process.stderr.close()
 
@@ -504,7 +504,7 @@ def test_a_closed_pipe_is_no_error_to_talk_about() -> None:
 def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
     code = "import runpy; runpy.run_module('pixsigma', run_name='__main__', alter_sys=True)"
     process = python(code, "generate", "x", "--size", "33x32", cwd=tmp_path)
-    output, told = process.communicate(timeout=60)
+    output, told = process.communicate(timeout=280)
     assert process.returncode == 2 and output == ""
     assert (
         told.startswith("pixsigma: width and height must be multiples of 16")

@@ -17,7 +17,7 @@ MINI = Path(pixsigma.__file__).parent / "mini"
 def test_diffusers_draws_the_same_picture(prompt: str) -> None:
     from diffusers import PixArtSigmaPipeline as Theirs
 
-    theirs = Theirs.from_pretrained(MINI, torch_dtype=torch.float32)
+    theirs = Theirs.from_pretrained(MINI).to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     ours = PixArtSigmaPipeline.from_pretrained("mini")
     side = ours.default_size[0]
