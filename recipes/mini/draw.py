@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int, help="only so many things, evenly spread")
     parser.add_argument("--prompts", type=Path, help="draw these lines instead, without a score")
+    parser.add_argument("--behind", default="", help='such as "on a white background"')
     parser.add_argument("--guidance", type=float, default=4.5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=128)
@@ -81,7 +82,7 @@ def main() -> None:
     captions = things_of(args.data)
     things = sorted(captions)
     things = things[:: max(1, len(things) // (args.limit or len(things)))]
-    pictures = draw(pipe, [captions[thing] for thing in things], args)
+    pictures = draw(pipe, [f"{captions[thing]} {args.behind}".strip() for thing in things], args)
     with (args.out / "pictures.jsonl").open("w") as index:
         for i, (thing, picture) in enumerate(zip(things, pictures, strict=True)):
             picture.save(args.out / f"{i:03}.png")
