@@ -212,6 +212,12 @@ def test_presets_have_the_published_numbers():
     assert preset("alpha-256").transformer.interpolation_scale == 1.0
     assert preset("sigma-2k").transformer.sample_size == 256
     assert preset("alpha-1024").transformer.use_additional_conditions
-    assert [p.max_tokens for p in PRESETS.values()] == [300] * 5 + [120] * 3
+    published = [p for p in PRESETS.values() if p.name != "mini"]
+    assert [p.max_tokens for p in published] == [300] * 4 + [120] * 3
+    inside = load_components("mini", parts=())
+    assert (preset("mini").max_tokens, preset("mini").resolution) == (
+        inside.max_tokens,
+        inside.resolution,
+    )
     with pytest.raises(UnknownNameError, match="sigma-2k"):
         preset("sigma-4k")
