@@ -11,6 +11,7 @@ from pixsigma.data.batching import epoch_order
 from pixsigma.data.features import Batch, FeatureSet
 from pixsigma.data.shards import open_features
 from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
+from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
@@ -135,7 +136,7 @@ def test_every_row_comes_once_an_epoch(features: Path, tmp_path: Path) -> None:
 
     trainer.data = Spy(**vars(FeatureSet.load(features)))
     for trainer.step in range(7):  # 21 rows: three epochs, batches across their borders
-        trainer.next_batch()
+        trainer.training_step()
     for epoch in range(3):
         assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == list(range(7))
     assert seen[:7] != seen[7:14]
@@ -217,12 +218,12 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(
     trainer = Trainer(recipe(features), tmp_path / "run")
     run = trainer.run()
     next(run), next(run), next(run)
-    good = trainer.checkpoint_path.read_bytes()
+    good = latest_checkpoint(trainer.out).read_bytes()
     with torch.no_grad():
         trainer.model.final_layer.linear.weight.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match="last checkpoint is intact"):
         list(run)
-    assert trainer.checkpoint_path.read_bytes() == good
+    assert latest_checkpoint(trainer.out).read_bytes() == good
 
 
 def test_orthogonalized_brings_singular_values_near_one() -> None:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from pixsigma._version import __version__
 from pixsigma.cli.report import DEBUG_VARIABLE, reported
 
-COMMANDS = ("generate", "models", "styles", "info", "convert", "prepare")
+COMMANDS = ("generate", "models", "styles", "info", "convert", "prepare", "train")
 """In the order of the help page."""
 
 

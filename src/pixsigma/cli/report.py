@@ -63,7 +63,7 @@ def explain(error: BaseException) -> None:
         case BrokenPipeError():
             close_pipe()
         case KeyboardInterrupt():
-            say("stopped; no half-written file is left")
+            say(f"stopped; {error if error.args else 'no half-written file is left'}")
         case PixsigmaError():
             say(str(error))
         case MemoryError():

@@ -5,7 +5,36 @@ from typing import Any
 
 import torch
 
-from pixsigma.errors import CorruptWeightsError, OutputError
+from pixsigma.errors import CorruptWeightsError, MissingWeightsError, OutputError
+
+FOLDER = "checkpoints"
+"""Inside a run's folder."""
+
+
+def checkpoint_at(out: Path, step: int) -> Path:
+    """Where the state after `step` steps lies."""
+    return out / FOLDER / f"{step:08}.pt"
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """What there is, the oldest first."""
+    return sorted((out / FOLDER).glob("*.pt"))
+
+
+def latest_checkpoint(out: Path) -> Path:
+    """The newest state; raises MissingWeightsError where the run has none."""
+    found = checkpoints(out)
+    if not found:
+        raise MissingWeightsError(
+            f"a run is resumed from its last checkpoint, {out} has none; begin without --resume"
+        )
+    return found[-1]
+
+
+def drop_old_checkpoints(out: Path, keep: int) -> None:
+    """Remove all but the newest `keep`."""
+    for path in checkpoints(out)[:-keep]:
+        path.unlink()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

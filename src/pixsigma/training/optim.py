@@ -1,5 +1,6 @@
 """Optimisers and the learning rate over a run."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -72,31 +73,95 @@ class Muon(torch.optim.Optimizer):
             p.add_(update.view_as(p), alpha=-size)
 
 
+class Came(torch.optim.Optimizer):
+    """Confidence-guided adaptive memory-efficient optimisation (Luo et al. 2023), as PixArt-Σ used.
+
+    Second moments of matrices are kept as one row and one column; the update is weighted by how
+    much the momentum has been worth trusting. Betas and eps are the published ones.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999, 0.9999)}
+        super().__init__(params, defaults | {"eps": (1e-30, 1e-16), "clip": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad.float(), group)
+
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2, beta3) = self.state[p], group["betas"]
+        factored = grad.ndim >= 2
+        square = grad**2 + group["eps"][0]
+        update = grad * _inverse_root(_averaged(state, "square", square, beta2, factored))
+        update /= (update.square().mean().sqrt() / group["clip"]).clamp(min=1.0)
+        momentum = state.setdefault("momentum", torch.zeros_like(update))
+        momentum.lerp_(update, 1 - beta1)
+        step = momentum
+        if factored:
+            surprise = (update - momentum) ** 2 + group["eps"][1]
+            step = momentum * _inverse_root(_averaged(state, "surprise", surprise, beta3, True))
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(step.to(p.dtype), alpha=-group["lr"])
+
+
+def _averaged(
+    state: dict[str, Tensor], name: str, value: Tensor, beta: float, factored: bool
+) -> tuple[Tensor, ...]:
+    """Running averages of a tensor, or of the means of its rows and of its columns."""
+    means = (value.mean(-1), value.mean(-2)) if factored else (value,)
+    for i, mean in enumerate(means):
+        state.setdefault(f"{name}{i}", torch.zeros_like(mean)).lerp_(mean, 1 - beta)
+    return tuple(state[f"{name}{i}"] for i in range(len(means)))
+
+
+def _inverse_root(averages: tuple[Tensor, ...]) -> Tensor:
+    """1 / sqrt of an average, or of the product that rows and columns tell (Adafactor's)."""
+    if len(averages) == 1:
+        return averages[0].rsqrt()
+    rows, columns = averages
+    return (rows / rows.mean(-1, keepdim=True)).rsqrt()[..., None] * columns.rsqrt()[..., None, :]
+
+
 def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
     """The optimisers of a recipe; each parameter belongs to exactly one."""
-    params = dict(model.named_parameters())
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rate, decay = section.learning_rate, section.weight_decay
+    match section.name:
+        case "came":
+            return [Came(params.values(), lr=rate, weight_decay=decay)]
+        case "adafactor":
+            return [torch.optim.Adafactor(params.values(), lr=rate, weight_decay=decay)]
+        case "adamw":
+            return [adamw(params.values(), rate, decay)]
     matrices = {
         name: p
         for name, p in params.items()
-        if section.name == "muon"
-        and ".blocks." in f".{name}"
-        and p.ndim == 2
-        and "table" not in name
+        if ".blocks." in f".{name}" and p.ndim == 2 and "table" not in name
     }
-    rest = [p for name, p in params.items() if name not in matrices]
-    adamw = torch.optim.AdamW(
-        rest, lr=section.learning_rate, betas=(0.9, 0.99), weight_decay=section.weight_decay
-    )
-    if not matrices:
-        return [adamw]
-    muon = Muon(
-        matrices.values(), lr=section.matrix_learning_rate, weight_decay=section.weight_decay
-    )
-    return [muon, adamw]
+    muon = Muon(matrices.values(), lr=section.matrix_learning_rate, weight_decay=decay)
+    return [muon, adamw([p for name, p in params.items() if name not in matrices], rate, decay)]
+
+
+def adamw(params: Iterable[Tensor], rate: float, decay: float) -> torch.optim.AdamW:
+    """AdamW with a shorter memory of squares than usual: runs are short."""
+    return torch.optim.AdamW(params, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
 
 
 def rate_at(step: int, steps: int, section: OptimizerSection) -> float:
-    """Share of the learning rate at a step: warm-up, stable, then linear to zero."""
+    """Share of the learning rate at a step: warm-up, then what the recipe's schedule says."""
     warmup = min(1.0, (step + 1) / max(1, section.warmup_steps))
-    cooldown_steps = max(1, round(steps * section.cooldown_share))
-    return min(warmup, 1.0, max(0.0, (steps - step) / cooldown_steps))
+    match section.schedule:
+        case "constant":
+            after = 1.0
+        case "cosine":
+            length = max(1, steps - section.warmup_steps)
+            place = min(1.0, max(0.0, (step - section.warmup_steps) / length))
+            after = (1 + math.cos(math.pi * place)) / 2
+        case "wsd":
+            cooldown_steps = max(1, round(steps * section.cooldown_share))
+            after = min(1.0, max(0.0, (steps - step) / cooldown_steps))
+    return min(warmup, after)

@@ -149,7 +149,9 @@ def resolve(
             return _packaged(name)
         name = repository
     elif path.exists():
-        return path
+        # a run of `pixsigma train` keeps its model beside its checkpoints
+        run = (path / "model" / "transformer").is_dir() and not (path / "transformer").is_dir()
+        return path / "model" if run else path
     if hub.is_hub_name(name):
         return hub.fetch_folder(name, ["transformer", *_others(parts)], choice=choice)
     if hub.is_hub_file(name):
