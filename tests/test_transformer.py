@@ -141,7 +141,8 @@ def test_one_block_is_the_published_formula() -> None:
     y = y + block.cross_attn.proj(torch.cat(rows))
     hidden = gelu(block.mlp.fc1(norm(y) * (1 + scale2) + shift2), approximate="tanh")
     y = y + gate2 * block.mlp.fc2(hidden)
-    got = block(x, t0, text, mask[:, None, None], (2, 3))
+    words = block.cross_attn.read(text, mask[:, None, None])
+    got = block(x, t0, [words], (2, 3))
     torch.testing.assert_close(got, y, rtol=1e-5, atol=1e-5)
 
 

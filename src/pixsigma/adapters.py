@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,20 +102,39 @@ def read_choices(pipe: "PixArtSigmaPipeline", choices: Iterable["LoraChoice"]) -
     return tuple((read_adapter(c.path, network_of(pipe)), c.weight) for c in asked)
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """The transformer with its adapters in effect whenever it is asked."""
+
+    pipe: "PixArtSigmaPipeline"
+    own: Weighted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The transformer's forward."""
+        self.settle()
+        return self.pipe.transformer(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # `read` and `embed`, where the transformer has them
+        found = getattr(self.pipe.transformer, name)
+        self.settle()
+        return found
+
+    def settle(self) -> None:
+        """Put on the adapters of the pipeline and its own."""
+        put_on(self.pipe, (*self.pipe.loras.wanted(), *self.own))
+
+
 @contextmanager
-def adapted(pipe: "PixArtSigmaPipeline", own: Weighted = ()) -> Iterator[Callable[..., Tensor]]:
+def adapted(pipe: "PixArtSigmaPipeline", own: Weighted = ()) -> Iterator[Adapted]:
     """The transformer with the pipeline's adapters and `own`, which are off again at the end.
 
     Every call checks what is in effect, so requests that are drawn by turns do not mix.
     """
-
-    def network(*args: Any, **kwargs: Any) -> Tensor:
-        put_on(pipe, (*pipe.loras.wanted(), *own))
-        return pipe.transformer(*args, **kwargs)
-
+    network = Adapted(pipe, own)
     try:
         # Before the weights travel: on their resting place this takes no room on the device.
-        put_on(pipe, (*pipe.loras.wanted(), *own))
+        network.settle()
         yield network
     finally:
         put_on(pipe, pipe.loras.wanted())

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from pixsigma.diffusion.guidance import guided
+from pixsigma.diffusion.guidance import check_rows, guided
 from pixsigma.diffusion.samplers.base import Noise, Predict, Sampler
 from pixsigma.diffusion.schedule import Level, NoiseSchedule
 from pixsigma.diffusion.steering import Steering, steered
@@ -81,7 +81,7 @@ def denoise(
     given = drawing.given
     noise = drawing.latents
     x = given.start(sampler, noise, levels) if given else sampler.start(noise, levels)
-    predict_at = predictions(network, schedule, drawing)
+    predict_at = predictions(network, sampler, schedule, drawing)
     state = sampler.init(x, levels)
     total = len(levels) - 1
     yield Step("denoising", 0, total, levels[0].timestep, x)
@@ -96,16 +96,74 @@ def denoise(
 
 
 def predictions(
-    network: Callable[..., Tensor], schedule: NoiseSchedule, drawing: Drawing
+    network: Callable[..., Tensor], sampler: Sampler, schedule: NoiseSchedule, drawing: Drawing
 ) -> Callable[[int], Predict]:
     """The denoiser of each step."""
-    denoiser = with_conditions(network, drawing.conditions)
     kind = schedule.config.prediction_type
+    denoiser = with_conditions(network, drawing.conditions)
+    if hasattr(network, "read"):
+        denoiser = Reading(network, drawing.conditions, getattr(sampler, "reads_variance", True))
     if drawing.steering is not None:
         return steered(denoiser, drawing.steering, kind)
     text, negative, scale = drawing.text, drawing.negative, drawing.guidance_scale
     predict = guided(denoiser, text, negative, scale, prediction_type=kind)
     return lambda i: predict
+
+
+class Reading:
+    """The network for one drawing: what its steps share is computed once.
+
+    Texts become keys and values when first seen, times are embedded, one row for all pictures. The
+    variance fraction is left out where the sampler does not look at it.
+    """
+
+    def __init__(self, network: Any, conditions: Conditions | None, variance: bool) -> None:
+        self.network = network
+        self.conditions = conditions
+        self.variance = variance
+        self._texts: dict[int, tuple[TextFeatures, Any]] = {}
+        self._times: dict[tuple[float, int], Any] = {}
+
+    def answer(
+        self, x: Latents, timestep: float, texts: Sequence[TextFeatures], **extra: Any
+    ) -> Tensor:
+        """Every picture of x (B, C, H, W) under each of the texts, text by text, in one batch."""
+        for text in texts:
+            check_rows(len(text.mask), len(x))
+        inputs = x if len(texts) == 1 else torch.cat([x] * len(texts))
+        read = tuple(self.read(text) for text in texts)
+        times = self.at(timestep, len(texts), x.device)
+        return self.network(inputs, times, read, variance=self.variance, **extra)
+
+    def __call__(self, x: Latents, t: Tensor, text: Tensor, *rest: Any, **extra: Any) -> Tensor:
+        """The network itself, as a Denoiser."""
+        return with_conditions(self.network, self.conditions)(x, t, text, *rest, **extra)
+
+    def read(self, text: TextFeatures) -> Any:
+        """What the network reads of a text, unmasked where all rows are equally long."""
+        if id(text) not in self._texts:
+            short = text.trimmed()
+            mask = None if short.mask.all() else short.mask
+            # the features stay beside it, so that nothing else gets their id
+            self._texts[id(text)] = text, self.network.read(short.embeddings, mask)
+        return self._texts[id(text)][1]
+
+    def at(self, timestep: float, num_texts: int, device: torch.device) -> Any:
+        """The time of a step."""
+        key = timestep, num_texts if self.conditions else 1
+        if key not in self._times:
+            t = torch.full((1,), timestep, dtype=torch.float32, device=device)
+            self._times[key] = self.network.embed(t, repeated(self.conditions, num_texts))
+        return self._times[key]
+
+
+def repeated(conditions: Conditions | None, times: int) -> Conditions | None:
+    """The conditions of all pictures, `times` times."""
+    if conditions is None:
+        return None
+    return Conditions(
+        conditions.resolution.repeat(times, 1), conditions.aspect_ratio.repeat(times, 1)
+    )
 
 
 def with_conditions(
@@ -118,10 +176,7 @@ def with_conditions(
     def conditioned(
         x: Latents, t: Tensor, text: Tensor, mask: Tensor | None = None, **extra: Any
     ) -> Tensor:
-        times = len(x) // len(conditions.resolution)
-        both = Conditions(
-            conditions.resolution.repeat(times, 1), conditions.aspect_ratio.repeat(times, 1)
-        )
+        both = repeated(conditions, len(x) // len(conditions.resolution))
         return network(x, t, text, mask, both, **extra)
 
     return conditioned

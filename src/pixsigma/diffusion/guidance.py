@@ -1,5 +1,8 @@
 """Classifier-free guidance (Ho & Salimans 2022): a network and two texts become one `Predict`."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,19 +31,38 @@ def guided(
     of PixArt did by inheritance from DiT; the others stay conditional. The variance fraction is
     always the conditional one.
     """
-    both = text if scale == 1 or null is None else _stacked(null, text)
+    parts = [text] if scale == 1 or null is None else [null, text]
+    if len({len(part.mask) for part in parts} - {1}) > 1:
+        check_rows(len(parts[0].mask), len(text.mask))
 
     def predict(x: Latents, level: Level) -> Prediction:
-        rows = rows_for(both, len(x), halves=1 if both is text else 2)
-        inputs = x if both is text else torch.cat([x, x])
-        t = torch.full((len(inputs),), level.timestep, dtype=torch.float32, device=x.device)
-        output = denoiser(inputs.to(rows.embeddings.dtype), t, rows.embeddings, rows.mask)
-        output = output.to(x.dtype)
-        if both is not text:
+        output = asked(denoiser, x, level, parts)
+        if len(parts) == 2:
             output = _combined(output, scale, channels or x.shape[1], x.shape[1])
         return predicted(output, x, level, prediction_type)
 
     return predict
+
+
+def asked(
+    denoiser: Callable[..., Tensor],
+    x: Latents,
+    level: Level,
+    texts: Sequence[TextFeatures],
+    **extra: Any,
+) -> Tensor:
+    """Every picture of `x` under each of the texts, in one batch, text by text; dtype of `x`.
+
+    Denoisers that remember what they read have an `answer`, and get the texts as they are.
+    """
+    if hasattr(denoiser, "answer"):
+        answer: Tensor = denoiser.answer(x, level.timestep, texts, **extra)
+        return answer.to(x.dtype)
+    rows = stacked(texts, len(x))
+    inputs = x if len(texts) == 1 else torch.cat([x] * len(texts))
+    t = torch.full((len(inputs),), level.timestep, dtype=torch.float32, device=x.device)
+    inputs = inputs.to(rows.embeddings.dtype)
+    return denoiser(inputs, t, rows.embeddings, rows.mask, **extra).to(x.dtype)
 
 
 def _combined(output: Tensor, scale: float, guided_channels: int, channels: int) -> Tensor:
@@ -50,14 +72,14 @@ def _combined(output: Tensor, scale: float, guided_channels: int, channels: int)
     return torch.cat([mixed, cond[:, end:]], dim=1)
 
 
-def _stacked(null: TextFeatures, text: TextFeatures) -> TextFeatures:
-    """[null, text] padded to a common length."""
-    rows = max(len(null.mask), len(text.mask))
-    length = max(null.mask.shape[1], text.mask.shape[1])
-    parts = [padded(rows_for(part, rows), length) for part in (null, text)]
+def stacked(texts: Sequence[TextFeatures], num_pictures: int) -> TextFeatures:
+    """The texts under one another, a row for each picture, padded to a common length."""
+    length = max(text.mask.shape[1] for text in texts)
+    rows = [padded(rows_for(text, num_pictures), length) for text in texts]
+    dtype = texts[-1].embeddings.dtype
     return TextFeatures(
-        torch.cat([part.embeddings.to(text.embeddings.dtype) for part in parts]),
-        torch.cat([part.mask for part in parts]),
+        torch.cat([row.embeddings.to(dtype) for row in rows]),
+        torch.cat([row.mask for row in rows]),
     )
 
 
@@ -70,12 +92,16 @@ def padded(text: TextFeatures, length: int) -> TextFeatures:
     )
 
 
-def rows_for(text: TextFeatures, num_pictures: int, halves: int = 1) -> TextFeatures:
-    """`halves` halves of `num_pictures` rows each, single rows repeated."""
-    rows = len(text.mask) // halves
-    if rows not in (1, num_pictures):
+def rows_for(text: TextFeatures, num_pictures: int) -> TextFeatures:
+    """A row for each picture, a single one repeated."""
+    check_rows(len(text.mask), num_pictures)
+    return text if len(text.mask) == num_pictures else text.repeat_interleave(num_pictures)
+
+
+def check_rows(num_rows: int, num_pictures: int) -> None:
+    """Raise InputError unless there is a row of text a picture, or one for all."""
+    if num_rows not in (1, num_pictures):
         raise InputError(
             f"guidance needs one row of text a picture, or one for all: "
-            f"got {rows} rows for {num_pictures} pictures"
+            f"got {num_rows} rows for {num_pictures} pictures"
         )
-    return text if rows == num_pictures else text.repeat_interleave(num_pictures)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixsigma.diffusion.combine import ProjectedUpdate, rescaled, scale_at
-from pixsigma.diffusion.guidance import padded, rows_for
+from pixsigma.diffusion.guidance import asked
 from pixsigma.diffusion.prediction import Prediction, from_x0, predicted
 from pixsigma.diffusion.samplers import DDIM, Euler, EulerAncestral, Sampler
 from pixsigma.diffusion.samplers.base import Predict
@@ -114,11 +114,8 @@ def ask(
     how = steering.perturbation(i, num)
     parts = [clause.features for clause in clauses]
     parts = ([null] if null else []) + parts + (parts[:1] if how else [])
-    rows = stacked(parts, num)
-    t = torch.full((len(parts) * num,), level.timestep, dtype=torch.float32, device=x.device)
-    inputs = torch.cat([x] * len(parts)).to(rows.embeddings.dtype)
     extra: dict[str, Any] = {"perturbation": how} if how else {}
-    output = denoiser(inputs, t, rows.embeddings, rows.mask, **extra).to(x.dtype)
+    output = asked(denoiser, x, level, parts, **extra)
     outputs = list(output.split(num))
     disturbed = _mean(outputs.pop(), x) if how else None
     unconditional = _mean(outputs.pop(0), x) if null else None
@@ -170,17 +167,6 @@ def combined(
     if options.rescale and output is not cond:
         output = rescaled(output, cond, options.rescale)
     return read(output)
-
-
-def stacked(parts: Sequence[TextFeatures], num_pictures: int) -> TextFeatures:
-    """The texts under one another, a row for each picture, padded to a common length."""
-    length = max(part.mask.shape[1] for part in parts)
-    rows = [padded(rows_for(part, num_pictures), length) for part in parts]
-    dtype = parts[-1].embeddings.dtype
-    return TextFeatures(
-        torch.cat([row.embeddings.to(dtype) for row in rows]),
-        torch.cat([row.mask for row in rows]),
-    )
 
 
 def _mean(output: Tensor, x: Latents) -> Tensor:

@@ -1,5 +1,8 @@
 """The PixArt block: self-attention with adaptive norm, cross-attention to the text, MLP."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
@@ -10,8 +13,20 @@ from pixsigma.models.perturbed import perturbed_attention
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then `· (1 + scale) + shift`: the adaptive norm of DiT."""
-    return layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    """Layer norm, then `· (1 + scale) + shift`: the adaptive norm of DiT; both (B or 1, 1, D).
+
+    Where all rows share a time, as in a step of sampling, the norm takes them for its own weights.
+    """
+    if len(scale) == 1:
+        return layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), eps=1e-6)
+    return torch.addcmul(shift, layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def added(x: Tensor, update: Tensor, gate: Tensor | None = None) -> Tensor:
+    """x + gate · update, written into `x` where no gradient asks for what it was."""
+    if torch.is_grad_enabled():
+        return x + update if gate is None else torch.addcmul(x, gate, update)
+    return x.add_(update) if gate is None else x.addcmul_(gate, update)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -63,6 +78,17 @@ class SelfAttention(nn.Module):
         return self.proj(merge_heads(scaled_dot_product_attention(q, k, v)))
 
 
+class Words(NamedTuple):
+    """Texts as the cross-attention of one layer reads them."""
+
+    keys: Tensor
+    """(B, A, L, K)"""
+    values: Tensor
+    """(B, A, L, K)"""
+    mask: Tensor | None = None
+    """(B, 1, 1, L) bool; None: every token counts."""
+
+
 class CrossAttention(nn.Module):
     """Attention from image tokens to text tokens; padding gets no weight."""
 
@@ -73,11 +99,24 @@ class CrossAttention(nn.Module):
         self.kv_linear = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, N, D), text (B, L, D), mask (B, 1, 1, L) bool, to (B, N, D)."""
-        k, v = self.kv_linear(text).chunk(2, dim=-1)
-        q, k, v = (split_heads(y, self.num_heads) for y in (self.q_linear(x), k, v))
-        return self.proj(merge_heads(scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+    def read(self, text: Tensor, mask: Tensor | None) -> Words:
+        """text (B, L, D), mask (B, 1, 1, L) bool: what no step changes."""
+        keys, values = self.kv_linear(text).chunk(2, dim=-1)
+        return Words(split_heads(keys, self.num_heads), split_heads(values, self.num_heads), mask)
+
+    def forward(self, x: Tensor, words: Words) -> Tensor:
+        """x (B, N, D) to (B, N, D), or (B, 1, D) where every token of it gets the same.
+
+        Rows of `words` may be fewer: each serves as many rows of `x`, one after the other.
+        """
+        num, length = len(words.keys), words.keys.shape[2]
+        if length == 1 and words.mask is None:
+            # the weight of an only token is 1 whatever the query: so it is with the empty prompt
+            update = self.proj(merge_heads(words.values))
+            return update if num == 1 else update.repeat_interleave(len(x) // num, dim=0)
+        q = split_heads(self.q_linear(x).reshape(num, -1, x.shape[2]), self.num_heads)
+        y = scaled_dot_product_attention(q, words.keys, words.values, attn_mask=words.mask)
+        return self.proj(merge_heads(y)).view_as(x)
 
 
 class Block(nn.Module):
@@ -94,15 +133,27 @@ class Block(nn.Module):
         self,
         x: Tensor,
         t0: Tensor,
-        text: Tensor,
-        mask: Tensor | None,
+        texts: Sequence[Words],
         grid: tuple[int, int],
         perturbation: Perturbation | None = None,
     ) -> Tensor:
-        """x (B, N, D), t0 (B, 6, D) shared by all blocks (adaLN-single), to (B, N, D)."""
+        """x (B, N, D), t0 (B or 1, 6, D) shared by all blocks (adaLN-single), to (B, N, D).
+
+        Each of `texts` is read by an equal part of the rows. Without gradients `x` is overwritten.
+        """
         modulation = (self.scale_shift_table + t0).unsqueeze(2).unbind(1)  # six of (B, 1, D)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         normed = modulated_norm(x, shift_attn, scale_attn)
-        x = x + gate_attn * self.attn(normed, grid, perturbation)
-        x = x + self.cross_attn(x, text, mask)  # neither norm nor gate: as published
-        return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
+        x = added(x, self.attn(normed, grid, perturbation), gate_attn)
+        x = self.attend(x, texts)
+        return added(x, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), gate_mlp)
+
+    def attend(self, x: Tensor, texts: Sequence[Words]) -> Tensor:
+        """x + cross-attention, with neither norm nor gate: as published."""
+        if len(texts) == 1:
+            return added(x, self.cross_attn(x, texts[0]))
+        parts = [
+            added(part, self.cross_attn(part, words))
+            for part, words in zip(x.chunk(len(texts)), texts, strict=True)
+        ]
+        return torch.cat(parts) if torch.is_grad_enabled() else x

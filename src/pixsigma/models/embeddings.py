@@ -26,10 +26,15 @@ def positions_2d(h: int, w: int, width: int, extent: float, device: torch.device
     # The published grids divide in float32 before the float64 sines: one ulp matters at 1e-7.
     y = torch.arange(h, dtype=torch.float32, device=device) / (h / extent)
     x = torch.arange(w, dtype=torch.float32, device=device) / (w / extent)
-    x_angles = sincos(x, width // 2).repeat(h, 1)
-    y_angles = sincos(y, width // 2).repeat_interleave(w, dim=0)
-    parts = x_angles.sin(), x_angles.cos(), y_angles.sin(), y_angles.cos()
-    return torch.cat(parts, dim=1).float()
+    columns, rows = (
+        torch.cat([angles.sin(), angles.cos()], dim=1).float()
+        for angles in (sincos(x, width // 2), sincos(y, width // 2))
+    )
+    return torch.cat([columns.repeat(h, 1), rows.repeat_interleave(w, dim=0)], dim=1)
+
+
+STRIP_BYTES = 16 * 2**20
+"""Hidden values of an Mlp that lie in memory at once: what stays in a cache is not paged in."""
 
 
 class Mlp(nn.Module):
@@ -42,7 +47,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, num_in) to (…, num_out)."""
-        return self.fc2(gelu(self.fc1(x), approximate="tanh"))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return self.fc2(gelu(self.fc1(x), approximate="tanh"))
+        num_rows = STRIP_BYTES // (self.fc1.out_features * x.element_size())
+        strips = [self.on_strip(rows) for rows in x.flatten(0, -2).split(num_rows)]
+        return torch.cat(strips).unflatten(0, x.shape[:-1])
+
+    def on_strip(self, x: Tensor) -> Tensor:
+        """The same for a few rows, the hidden values overwritten."""
+        return self.fc2(torch.ops.aten.gelu_(self.fc1(x), approximate="tanh"))
 
 
 class PatchEmbedder(nn.Module):

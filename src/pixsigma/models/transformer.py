@@ -2,15 +2,18 @@
 
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from pixsigma.config import TransformerConfig
 from pixsigma.interfaces import Conditions, Perturbation
-from pixsigma.models.blocks import Block, modulated_norm
+from pixsigma.models.blocks import Block, Words, modulated_norm
 from pixsigma.models.embeddings import (
     CaptionEmbedder,
     PatchEmbedder,
@@ -19,19 +22,53 @@ from pixsigma.models.embeddings import (
 )
 from pixsigma.shapes import Latents, Timesteps
 
+Caption: TypeAlias = tuple[Words, ...]
+"""A text as every layer reads it: projected once a picture, not once a step."""
+
+
+class Times(NamedTuple):
+    """A time as the network reads it; one row where all pictures share it."""
+
+    t: Tensor
+    """(B or 1, D), before `t_block`."""
+    t0: Tensor
+    """(B or 1, 6, D), shared by all blocks."""
+
+
+class Head(nn.Linear):
+    """The last product, of which the first channels alone can be computed."""
+
+    def __init__(self, width: int, num_squares: int, num_channels: int) -> None:
+        super().__init__(width, num_squares * num_channels)
+        self.num_squares = num_squares
+
+    def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
+        """(B, N, D) to (B, N, P·P·out) with this share of the channels."""
+        if share == 1:
+            return super().forward(x)
+        return linear(x, self.first(self.weight, share), self.first(self.bias, share))
+
+    def first(self, rows: Tensor, share: float) -> Tensor:
+        """(P·P·out, …) without the channels that are not wanted; channels run fastest."""
+        squares = rows.unflatten(0, (self.num_squares, -1))
+        return squares[:, : int(squares.shape[1] * share)].flatten(0, 1)
+
 
 class FinalLayer(nn.Module):
     """Tokens back to patches."""
 
-    def __init__(self, width: int, num_out: int) -> None:
+    def __init__(self, width: int, num_squares: int, num_channels: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
-        self.linear = nn.Linear(width, num_out)
+        self.linear = Head(width, num_squares, num_channels)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, N, D) and t (B, D), the time before `t_block`, to (B, N, P·P·out)."""
+    def forward(self, x: Tensor, t: Tensor, share: float = 1.0) -> Tensor:
+        """x (B, N, D) and t (B or 1, D), the time before `t_block`, to (B, N, P·P·out).
+
+        `share` is how much of the channels is wanted, the first ones.
+        """
         shift, scale = (self.scale_shift_table + t[:, None]).unsqueeze(2).unbind(1)
-        return self.linear(modulated_norm(x, shift, scale))
+        return self.linear(modulated_norm(x, shift, scale), share)
 
 
 recomputed = partial(checkpoint, use_reentrant=False)
@@ -64,38 +101,56 @@ class PixArtTransformer(nn.Module):
             )
             for i in range(config.num_layers)
         )
-        self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
+        self.final_layer = FinalLayer(width, config.patch_size**2, config.out_channels)
         self.recompute = False
         """Whether training keeps only what enters a block: less memory, a third slower."""
 
     def forward(
         self,
         x: Latents,
-        t: Timesteps,
-        text: Tensor,
+        t: Timesteps | Times,
+        text: Tensor | Sequence[Caption],
         mask: Tensor | None = None,
         conditions: Conditions | None = None,
         perturbation: Perturbation | None = None,
+        variance: bool = True,
     ) -> Tensor:
         """Predict noise and variance.
 
         x (B, C, H, W), t (B,) in [0, 999], text (B, L, E), mask (B, L) true where there is a token
         (None: everywhere). Returns (B, 2C, H, W): eps, then the variance fraction where learned.
-        `perturbation` disturbs the last rows of the batch, for guidance away from them.
+        What several steps share is given ready: `t` of `embed`, texts of `read`, each for an equal
+        part of the rows. `perturbation` disturbs the last rows of the batch, for guidance away from
+        them. Without `variance` (B, C, H, W) is returned.
         """
         x = x.to(self.dtype)
         grid = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
         x = self.x_embedder(x) + self.positions(*grid, x.device).to(x.dtype)  # (B, N, D)
-        t = self.embed_time(t, conditions)  # (B, D)
-        t0 = self.t_block(t).unflatten(1, (6, -1))  # (B, 6, D)
-        text = self.y_embedder(text.to(self.dtype))  # (B, L, D)
-        mask = None if mask is None else mask.bool()[:, None, None]  # (B, 1, 1, L)
+        t, t0 = self.embed(t, conditions) if isinstance(t, Tensor) else t  # (B, D), (B, 6, D)
+        captions = [self.read(text, mask)] if isinstance(text, Tensor) else text
         for i, block in enumerate(self.blocks):
             # not `i in layers`: torch.compile gets that wrong where a number of them changes
             here = perturbation is not None and any(i == layer for layer in perturbation.layers)
-            arguments = x, t0, text, mask, grid, perturbation if here else None
+            texts = [caption[i] for caption in captions]
+            arguments = x, t0, texts, grid, perturbation if here else None
             x = recomputed(block, *arguments) if self.recompute else block(*arguments)
-        return self.unpatchify(self.final_layer(x, t), grid)
+        share = 0.5 if self.config.learns_variance and not variance else 1.0
+        return self.unpatchify(self.final_layer(x, t, share), grid)
+
+    def embed(self, t: Timesteps, conditions: Conditions | None = None) -> Times:
+        """Times (B,) as `forward` reads them; one row serves all pictures of a batch."""
+        embedded = self.embed_time(t, conditions)
+        return Times(embedded, self.t_block(embedded).unflatten(1, (6, -1)))
+
+    def read(self, text: Tensor, mask: Tensor | None = None) -> Caption:
+        """Texts (B, L, E) as all layers read them; mask (B, L) is true where there is a token.
+
+        In `forward` a row serves equally many consecutive pictures.
+        """
+        text = self.y_embedder(text.to(self.dtype))  # (B, L, D)
+        mask = None if mask is None else mask.bool()[:, None, None]
+        layers = [block.cross_attn for block in self.blocks if isinstance(block, Block)]
+        return tuple(layer.read(text, mask) for layer in layers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,11 +164,12 @@ class PixArtTransformer(nn.Module):
         return positions_2d(h, w, config.width, extent, device)
 
     def embed_time(self, t: Timesteps, conditions: Conditions | None) -> Tensor:
-        """(B,) to (B, D), with the micro-conditions of α added where the model has them."""
+        """(B,) or (1,) to (B, D), with the micro-conditions of α where the model has them."""
         embedded: Tensor = self.t_embedder(t)
         if self.config.use_additional_conditions and conditions is not None:
-            size = self.csize_embedder(conditions.resolution.flatten()).view(len(t), -1)
-            aspect = self.ar_embedder(conditions.aspect_ratio.flatten()).view(len(t), -1)
+            num = len(conditions.resolution)
+            size = self.csize_embedder(conditions.resolution.flatten()).view(num, -1)
+            aspect = self.ar_embedder(conditions.aspect_ratio.flatten()).view(num, -1)
             embedded = embedded + torch.cat([size, aspect], dim=1)
         return embedded
 

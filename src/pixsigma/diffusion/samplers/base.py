@@ -109,6 +109,11 @@ class GridSampler:
             return grids.from_ratios(schedule, ratios)
         raise InputError("give either timesteps or sigmas, and not both")
 
+    @property
+    def reads_variance(self) -> bool:
+        """Whether a step looks at the variance fraction; else no network need compute it."""
+        return False
+
     def start(self, noise: Latents, levels: Sequence[Level]) -> Latents:
         """The first `x`: the noise as it is."""
         return noise

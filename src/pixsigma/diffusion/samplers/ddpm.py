@@ -38,6 +38,11 @@ class DDPM(GridSampler):
         super().__post_init__()
         one_of("variance", self.variance, VARIANCES)
 
+    @property
+    def reads_variance(self) -> bool:
+        """Whether the variance is the learned one."""
+        return self.variance == "learned_range"
+
     def step(
         self,
         predict: Predict,
