@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import pixsigma
+from pixsigma import Components, NoiseSchedule, PixArtSigmaPipeline, get_sampler
 from pixsigma.config import AutoencoderConfig, KVCompression, T5Config, TransformerConfig
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.t5 import T5Encoder
@@ -49,6 +51,22 @@ def small_text_encoder(max_tokens: int = 30) -> T5TextEncoder:
     encoder = T5Encoder(TEXT)
     encoder.load_state_dict({k: torch.randn_like(v) for k, v in encoder.state_dict().items()})
     return T5TextEncoder(Tokenizer(SPIECE, max_length=max_tokens), encoder.eval())
+
+
+def small_pipeline(**changes: Any) -> PixArtSigmaPipeline:
+    """All of the above; `changes` are fields of `Components`."""
+    parts: dict[str, Any] = {
+        "transformer": small_transformer(),
+        "text_encoder": small_text_encoder(),
+        "autoencoder": small_autoencoder(),
+        "sampler": get_sampler("dpm++2m"),
+        "schedule": NoiseSchedule(),
+        "variant": "sigma",
+        "max_tokens": 30,
+        "resolution": 128,
+        "name": "small",
+    }
+    return PixArtSigmaPipeline(Components(**(parts | changes)))
 
 
 def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:

@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.small import SIGMA, same, small_autoencoder, small_text_encoder, small_transformer
+from tests.small import (
+    SIGMA,
+    same,
+    small_pipeline,
+    small_transformer,
+)
 from torch import Tensor
 
 from pixsigma import (
-    Components,
     InputError,
     LoraChoice,
     MismatchError,
     MissingWeightsError,
-    NoiseSchedule,
     PixArtSigmaPipeline,
     UnknownNameError,
-    get_sampler,
 )
 from pixsigma import adapters as module
 from pixsigma.requests import GenerationRequest
@@ -31,19 +33,7 @@ FAST: dict[str, Any] = {"num_inference_steps": 2, "width": 32, "height": 32, "se
 
 
 def pipeline(transformer: Any = None) -> PixArtSigmaPipeline:
-    return PixArtSigmaPipeline(
-        Components(
-            transformer=transformer or small_transformer(),
-            text_encoder=small_text_encoder(),
-            autoencoder=small_autoencoder(),
-            sampler=get_sampler("dpm++2m"),
-            schedule=NoiseSchedule(),
-            variant="sigma",
-            max_tokens=30,
-            resolution=128,
-            name="small",
-        )
-    )
+    return small_pipeline(transformer=transformer or small_transformer())
 
 
 def adapter(folder: Path, seed: int, module: str = "to_q", dtype: Any = torch.float32) -> Path:

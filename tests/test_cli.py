@@ -66,11 +66,18 @@ class FakePipeline:
         images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in seeds]
         yield Step("done", total, total, images=images, seeds=seeds)
 
+    def stream_many(
+        self, requests: list[GenerationRequest], at_once: int
+    ) -> Iterator[tuple[int, Step]]:
+        for k, request in enumerate(requests):
+            for step in self.stream(request):
+                yield k, step
+
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    monkeypatch.setattr(drawing, "load", lambda job, dtype: fake)
+    monkeypatch.setattr(drawing, "load", lambda job, device, dtype: fake)
     return fake
 
 
@@ -190,7 +197,7 @@ def test_a_weight_that_is_not_finite(text: str) -> None:
 def test_a_missing_adapter_is_told_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr(drawing, "load", lambda job, dtype: pytest.fail("loaded"))
+    monkeypatch.setattr(drawing, "load", lambda job, device, dtype: pytest.fail("loaded"))
     result = run("generate", "a", "--lora", tmp_path / name, "--out", tmp_path)
     assert result.exit_code != 0 and "there is none at" in result.stderr
 
@@ -473,12 +480,12 @@ class Slow:
     default_size = (64, 64)
     def to(self, device):
         return self
-    def stream(self, request):
-        yield Step("text", total=3)
+    def stream_many(self, requests, at_once):
+        yield 0, Step("text", total=3)
         print("begun", flush=True)
         time.sleep(60)
 
-drawing.load = lambda job, dtype: Slow()
+drawing.load = lambda job, device, dtype: Slow()
 main()
 """
 

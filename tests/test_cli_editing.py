@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+from tests.small import (
+    small_pipeline,
+)
 from typer.testing import CliRunner
 
-from pixsigma import Components, NoiseSchedule, PixArtSigmaPipeline, get_sampler
 from pixsigma.cli import app, drawing
 from pixsigma.cli.wishes import parse_extend
 from pixsigma.errors import InputError
@@ -21,20 +22,8 @@ FAST = ("--steps", 2, "--seed", 5, "--device", "cpu", "-q")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pipe = PixArtSigmaPipeline(
-        Components(
-            transformer=small_transformer(SIGMA),
-            text_encoder=small_text_encoder(),
-            autoencoder=small_autoencoder(),
-            sampler=get_sampler("dpm++2m"),
-            schedule=NoiseSchedule(),
-            variant="sigma",
-            max_tokens=30,
-            resolution=128,
-            name="small",
-        )
-    )
-    monkeypatch.setattr(drawing, "load", lambda job, dtype: pipe)
+    pipe = small_pipeline()
+    monkeypatch.setattr(drawing, "load", lambda job, device, dtype: pipe)
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(pixels).save("in.png")

@@ -6,39 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from tests.small import SIGMA, VAE, small_autoencoder, small_text_encoder, small_transformer
+from tests.small import VAE, small_transformer
+from tests.small import small_pipeline as pipeline
 from torch import Tensor
 
 from pixsigma import (
-    Components,
     InputError,
     KLAutoencoder,
     MissingWeightsError,
-    NoiseSchedule,
     NotFiniteError,
     OutOfMemoryError,
     PixArtSigmaPipeline,
     SizeError,
     Step,
-    get_sampler,
+    UnknownNameError,
 )
 
 FAST = {"num_inference_steps": 3, "width": 32, "height": 32}
-
-
-def pipeline(**changes: Any) -> PixArtSigmaPipeline:
-    parts: dict[str, Any] = {
-        "transformer": small_transformer(SIGMA),
-        "text_encoder": small_text_encoder(),
-        "autoencoder": small_autoencoder(),
-        "sampler": get_sampler("dpm++2m"),
-        "schedule": NoiseSchedule(),
-        "variant": "sigma",
-        "max_tokens": 30,
-        "resolution": 128,
-        "name": "small",
-    }
-    return PixArtSigmaPipeline(Components(**(parts | changes)))
 
 
 def last(steps: Iterator[Step]) -> Step:
@@ -128,10 +112,23 @@ def test_tiles_decode_large_pictures_nearly_as_the_whole() -> None:
     pipe = pipeline(autoencoder=KLAutoencoder(replace(VAE, sample_size=32)).eval())
     latents = torch.randn(1, 4, 24, 24)
     whole = pipe.decode(latents)
-    pipe.tiled = True
+    pipe.decoding = "tiles"
     tiled = pipe.decode(latents)
     assert tiled.shape == whole.shape
     assert 0 < (tiled - whole).abs().max() < 0.5 * whole.abs().max()
+
+
+def test_strips_decode_as_the_whole() -> None:
+    pipe = pipeline()
+    latents, images = torch.randn(2, 4, 9, 14), torch.randn(2, 3, 18, 28)
+    decoded, encoded = pipe.decode(latents), pipe.encode_pictures(images)
+    for way in ("strips", "strips-spill"):
+        pipe.decoding = way
+        torch.testing.assert_close(pipe.decode(latents), decoded, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pipe.encode_pictures(images), encoded, rtol=1e-4, atol=1e-4)
+    pipe.decoding = "stripes"
+    with pytest.raises(UnknownNameError, match="strips-half"):
+        pipe.decode(latents)
 
 
 def test_a_compiled_transformer_takes_its_place() -> None:

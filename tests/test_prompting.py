@@ -60,7 +60,7 @@ def test_weights_change_the_picture(pipe: PixArtSigmaPipeline) -> None:
 
 def test_a_schedule_is_the_one_and_then_the_other(pipe: PixArtSigmaPipeline) -> None:
     request = request_from(prompt="[a cat:a dog:0.5]", prompt_syntax="weighted")
-    steps = steering_of(pipe, request, 4).texts
+    steps = steering_of(pipe, request, 4, (32, 32)).texts
     cat, dog = (pipe.encode([word]).trimmed().embeddings for word in ("a cat", "a dog"))
     for i, (clause,) in enumerate(steps):
         assert torch.equal(clause.features.embeddings, cat if i < 2 else dog)

@@ -15,7 +15,7 @@ from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
-from pixsigma.training.trainer import Trainer
+from pixsigma.training.trainer import Stream, Trainer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RECIPE = """
@@ -134,7 +134,8 @@ def test_every_row_comes_once_an_epoch(features: Path, tmp_path: Path) -> None:
             seen.extend(rows.tolist())
             return super().batch(rows, drop_caption, rng)
 
-    trainer.data = Spy(**vars(FeatureSet.load(features)))
+    data = Spy(**vars(FeatureSet.load(features)))
+    trainer.streams = [Stream(data, trainer.order(data))]
     for trainer.step in range(7):  # 21 rows: three epochs, batches across their borders
         trainer.training_step()
     for epoch in range(3):

@@ -187,3 +187,14 @@ def test_compiles_whole_for_every_shape_of_a_kind() -> None:
         x, t, text = torch.randn(2, 4, h, w), torch.tensor([5.0, 6.0]), torch.randn(2, 4, 16)
         mask = torch.ones(2, 4)
         torch.testing.assert_close(compiled(x, t, text, mask), model(x, t, text, mask))
+
+
+def test_training_reads_the_same_words() -> None:
+    # with gradients only the tokens that count are projected
+    model = random_model(small())
+    x, text = torch.randn(3, 4, 8, 8), torch.randn(3, 6, 16)
+    mask = torch.arange(6) < torch.tensor([[1], [4], [6]])
+    t = torch.tensor([10.0, 500.0, 900.0])
+    with torch.no_grad():
+        expected = model(x, t, text, mask)
+    torch.testing.assert_close(model(x, t, text, mask), expected, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,9 @@
 """Make the pictures and captions that mini is trained on: `python recipes/mini/data.py OUT`.
 
 Needs npm (for the downloads) and resvg-py. OUT receives images/*.png, captions.jsonl,
-held_out.jsonl (pairs of style and thing kept from training) and eval/ (white references).
+held_out.jsonl (pairs of style and thing kept from training) and eval/ (questions and white
+references). `--composed 6000` adds compositions, in images/c*.png, and leaves all others as they
+are; `--questions-only` writes eval/ alone.
 """
 
 import argparse
@@ -12,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from captions import caption_composed, caption_plain
+from layouts import COLOURED, SOLIDS, THINGS, Part, art_of, compose, questions, training_plans
+from layouts import COLOURS as NAMED_COLOURS
+from layouts import captions as layout_captions
 from PIL import Image, ImageOps
+from questions import synonyms_asked, things_asked
 from scenes import (
     COLOURS,
     PLACES,
+    SIDE,
     choose_colours,
     draw_scene,
     place_plain,
@@ -25,6 +32,7 @@ from scenes import (
 from sources import Thing, fetch, read_art, read_things, slug, with_article
 
 LISTING = Path(__file__).with_name("things.txt")
+SYNONYMS = Path(__file__).with_name("synonyms.txt")
 STYLES = ("3D", "flat")
 COLOURED_PLACEMENTS = 4
 HELD_OUT_SHARE = 0.05
@@ -209,6 +217,66 @@ def write_training(out: Path, things: list[Thing], art: Art, seed: int) -> tuple
     return len(rows), len(kept_away)
 
 
+def write_compositions(out: Path, art: Art, number: int, seed: int) -> int:
+    """Composed pictures and their rows at the end of captions.jsonl; returns their number.
+
+    No composition of the evaluation is among them, but for single things, nor a held-out pair.
+    """
+    rng = random.Random(f"compositions {seed}")
+    kept_away = {plan.key for plan in questions() if plan.task != "single"}
+    held_out = {(row["style"], row["thing"]) for row in _read_lines(out / "held_out.jsonl")}
+    rows = []
+    for i, plan in enumerate(training_plans(number, rng, kept_away)):
+        names = [THINGS.get(part.name, part.name) for part in plan.parts]
+        styles = [s for s in STYLES if not any((s, name) in held_out for name in names)]
+        if not styles:
+            continue
+        style = rng.choice(styles)
+        picture, ground, shown = compose(plan, style, art, rng)
+        path = f"images/c{i:05d}-{plan.task}-{style.lower()}.png"
+        picture.save(out / path)
+        texts = list(dict.fromkeys(layout_captions(plan, style, ground, shown, rng)))
+        row: Row = {"path": path, "thing": names[0], "kind": "composition", "style": style}
+        row |= {"background": ground, "captions": texts, "composed": True, "task": plan.task}
+        rows.append(row)
+    _write_lines(out / "captions.jsonl", [*_read_lines(out / "captions.jsonl"), *rows])
+    return len(rows)
+
+
+def write_questions(out: Path, things: list[Thing], art: Art) -> None:
+    """What an evaluation asks, and the pictures that it names the parts of compositions by.
+
+    Raises SystemExit for a synonym that a caption has.
+    """
+    captions = [text for row in _read_lines(out / "captions.jsonl") for text in row["captions"]]
+    held_out = _read_lines(out / "held_out.jsonl")
+    asked = things_asked(things, held_out) + synonyms_asked(SYNONYMS, things, captions)
+    _write_lines(out / "eval" / "prompts.jsonl", [*asked, *(q.question() for q in questions())])
+    _write_lines(out / "eval" / "vocabulary.jsonl", list(_vocabulary(out, art)))
+
+
+def _vocabulary(out: Path, art: Art) -> Iterator[Row]:
+    """Every part of compositions: things as they are and recoloured, solids in all colours."""
+    folder = out / "eval" / "vocabulary"
+    folder.mkdir(parents=True, exist_ok=True)
+    for noun, name in THINGS.items():
+        for style in (*STYLES, "noto"):
+            path = f"eval/{style.lower()}/{slug(name)}.png"
+            yield {"path": path, "thing": noun, "style": style}
+    for noun in (*SOLIDS, *COLOURED):
+        for colour in NAMED_COLOURS:
+            for style in STYLES:
+                drawn = art_of(Part(noun, colour), style, art)
+                white = Image.new("RGB", (SIDE, SIDE), "white")
+                path = f"eval/vocabulary/{slug(noun)}-{colour}-{style.lower()}.png"
+                place_standing(drawn, white, height=0.9, foot=(0.5, 0.95)).save(out / path)
+                yield {"path": path, "thing": noun, "style": style}
+
+
+def _read_lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def _write_lines(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -218,13 +286,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of placements and captions")
+    parser.add_argument("--composed", type=int, default=0, help="number of composed pictures")
+    parser.add_argument("--questions-only", action="store_true", help="write eval/ alone")
     args = parser.parse_args()
     fetch(args.out / "packages")
     things = read_things(args.out / "packages", LISTING)
     art = read_art(args.out / "packages", things)
-    written, held_out = write_training(args.out, things, art, args.seed)
+    if not args.questions_only:
+        written, held_out = write_training(args.out, things, art, args.seed)
+        composed = write_compositions(args.out, art, args.composed, args.seed)
+        print(
+            f"{written} pictures of {len(things)} things, {composed} composed; "
+            f"{held_out} pairs held out"
+        )
     write_references(args.out, things, art)
-    print(f"{written} pictures of {len(things)} things; {held_out} pairs held out")
+    write_questions(args.out, things, art)
 
 
 if __name__ == "__main__":

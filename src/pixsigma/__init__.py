@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pixsigma.diffusion.samplers import SAMPLERS, get_sampler
     from pixsigma.diffusion.schedule import NoiseSchedule
     from pixsigma.errors import (
+        BusyError,
         CorruptWeightsError,
         InputError,
         MismatchError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         OutputError,
         PixsigmaError,
+        PolicyError,
         PromptFileError,
         SizeError,
         UnknownNameError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _HOME = {
     "AdapterReport": "weights.adapters",
     "AutoencoderConfig": "config",
+    "BusyError": "errors",
     "Components": "weights.build",
     "CorruptWeightsError": "errors",
     "GenerationRequest": "requests",
@@ -71,6 +74,7 @@ _HOME = {
     "PixArtSigmaPipeline": "pipeline",
     "PixArtTransformer": "models.transformer",
     "PixsigmaError": "errors",
+    "PolicyError": "errors",
     "PromptFileError": "errors",
     "SAMPLERS": "diffusion.samplers",
     "ScheduleConfig": "config",
@@ -95,6 +99,7 @@ __all__ = [
     "SAMPLERS",
     "AdapterReport",
     "AutoencoderConfig",
+    "BusyError",
     "Components",
     "CorruptWeightsError",
     "GenerationRequest",
@@ -113,6 +118,7 @@ __all__ = [
     "PixArtSigmaPipeline",
     "PixArtTransformer",
     "PixsigmaError",
+    "PolicyError",
     "PromptFileError",
     "ScheduleConfig",
     "SizeError",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
 from pixsigma.placement import release
+from pixsigma.quantize import is_quantized
 from pixsigma.weights.adapters import Adapter, AdapterReport, Patch, read_adapter
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def load_lora(
     if name in stack.loaded:
         raise InputError(f"each adapter has its own name, {name!r} is loaded; pass another name=")
     weights = stack.weights | {name: checked(weight, name)}
-    adapter = read_adapter(path, network_of(self))
+    adapter = read_adapter(path, adaptable(self))
     put_on(self, (*stack.wanted(), *(((adapter, weight),) if weight else ())))
     stack.loaded[name], stack.weights = adapter, weights
     return adapter.report
@@ -88,10 +89,10 @@ def fuse_loras(self: "PixArtSigmaPipeline") -> None:
 
 
 def refuse_unfused(pipe: "PixArtSigmaPipeline") -> None:
-    """Raise InputError where saving would have to guess whether adapters belong to the model."""
+    """Raise InputError where it would be a guess whether adapters belong to the model."""
     if pipe.loras.in_effect != ():
         raise InputError(
-            "a model is saved with its adapters fused or without them; call fuse_loras() or "
+            "a model is saved or quantised with adapters fused or without; call fuse_loras() or "
             f"unload_loras() first, got {', '.join(pipe.loras.loaded)} in effect"
         )
 
@@ -99,7 +100,7 @@ def refuse_unfused(pipe: "PixArtSigmaPipeline") -> None:
 def read_choices(pipe: "PixArtSigmaPipeline", choices: Iterable["LoraChoice"]) -> Weighted:
     """The adapters that a request asks for; raises WeightsError."""
     asked = [choice for choice in choices if choice.weight]
-    return tuple((read_adapter(c.path, network_of(pipe)), c.weight) for c in asked)
+    return tuple((read_adapter(c.path, adaptable(pipe)), c.weight) for c in asked)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,19 @@ def network_of(pipe: "PixArtSigmaPipeline") -> nn.Module:
     """The transformer itself, also where a compiled one took its place."""
     if pipe.transformer is None:
         raise MissingWeightsError("this pipeline has no transformer to put an adapter on")
-    return getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+    network: nn.Module = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
+    return network
+
+
+def adaptable(pipe: "PixArtSigmaPipeline") -> nn.Module:
+    """The same, where its weights can be added to; raises InputError for quantised ones."""
+    network = network_of(pipe)
+    if is_quantized(network):
+        raise InputError(
+            "adapters are added to weights in full precision, these are quantised: load the model "
+            "without, load_lora, fuse_loras(), then quantize()"
+        )
+    return network
 
 
 def checked(weight: float, name: str) -> float:

@@ -12,7 +12,9 @@ from pixsigma.diffusion.samplers.base import Noise, Predict, Sampler
 from pixsigma.diffusion.schedule import Level, NoiseSchedule
 from pixsigma.diffusion.steering import Steering, steered
 from pixsigma.errors import NotFiniteError
+from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
+from pixsigma.models.caching import CachingTransformer
 from pixsigma.shapes import Latents
 
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
@@ -64,6 +66,8 @@ class Drawing:
     on_step: OnStep | None = None
     """Called after each step; latents that it returns take the place of the step's."""
     given: Given | None = None
+    fast: FastOptions | None = None
+    """What may be left out."""
     steering: Steering | None = None
     """More than classifier-free guidance of one text; then `text` and `negative` are not read."""
 
@@ -99,7 +103,10 @@ def predictions(
     network: Callable[..., Tensor], sampler: Sampler, schedule: NoiseSchedule, drawing: Drawing
 ) -> Callable[[int], Predict]:
     """The denoiser of each step."""
-    kind = schedule.config.prediction_type
+    kind, levels = schedule.config.prediction_type, drawing.levels
+    if drawing.fast is not None and hasattr(network, "through"):
+        ends = levels[0].timestep, levels[-1].timestep
+        network = CachingTransformer(network, drawing.fast, *ends)
     denoiser = with_conditions(network, drawing.conditions)
     if hasattr(network, "read"):
         denoiser = Reading(network, drawing.conditions, getattr(sampler, "reads_variance", True))

@@ -4,7 +4,8 @@
     ├── InputError (ValueError)        a value that a person or program gave cannot be used
     │   ├── SizeError                  a picture size that the model cannot draw
     │   ├── PromptFileError            a bad line in a file of prompts
-    │   └── UnknownNameError           a sampler, model or preset that is in no table
+    │   ├── UnknownNameError           a sampler, model or preset that is in no table
+    │   └── PolicyError                a server's rules do not allow it
     ├── WeightsError                   a weights file or folder cannot be used
     │   ├── MissingWeightsError        there is nothing at the path or hub name
     │   ├── CorruptWeightsError        the file is truncated or damaged
@@ -13,6 +14,7 @@
     ├── NotFiniteError                 the network or the autoencoder produced NaN or infinity
     ├── OutOfMemoryError (MemoryError) the request does not fit the device
     ├── OutputError (OSError)          a result could not be written
+    ├── BusyError                      a server has no room for more at this moment
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
 A message says the rule, what was given, and what would do.
@@ -40,6 +42,10 @@ class PromptFileError(InputError):
 
 class UnknownNameError(InputError):
     """A sampler, model or preset that is in no table."""
+
+
+class PolicyError(InputError):
+    """A server's rules do not allow it."""
 
 
 # Weights
@@ -78,6 +84,14 @@ class OutOfMemoryError(PixsigmaError, MemoryError):
 
 class OutputError(PixsigmaError, OSError):
     """A result could not be written."""
+
+
+class BusyError(PixsigmaError):
+    """A server has no room for more at this moment; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class MissingExtraError(PixsigmaError, ImportError):

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +23,13 @@ from pixsigma.editing.known import Known, shortened
 from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
-from pixsigma.models.tiling import decode_tiled, encode_tiled
+from pixsigma.many import Denoised, draw_many, stream_many
+from pixsigma.models.decoding import autoencoder_in
+from pixsigma.models.quantized import has_int8
+from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import Placement, choose_device, release
 from pixsigma.prompting import steering_of
+from pixsigma.quantize import check_mode, quantized
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
@@ -52,9 +56,9 @@ class PixArtSigmaPipeline:
         self.schedule = components.schedule
         self.config = components.transformer.config if components.transformer else None
         self.placement = Placement()
-        self.tiled = False
-        """Whether pictures beyond the autoencoder's own size are decoded in blended tiles: less
-        memory, and a picture that differs a little, since norms and attention see one tile."""
+        self.decoding = "whole"
+        """How the autoencoder works, a name of `models.decoding.WAYS`: whole; in strips, the same
+        in less memory; or in blended tiles, whose norms and attention see one tile alone."""
         self.loras = adapters.LoraStack()
 
     # Loading, saving, placing
@@ -68,18 +72,26 @@ class PixArtSigmaPipeline:
         use_safetensors: bool | None = None,
         variant: str | None = None,
         text_and_vae: str | Path | None = None,
+        quantize: str | None = None,
+        stream_text: bool = False,
+        prompt_cache: str | Path | None = None,
         **parts: Any,
     ) -> "PixArtSigmaPipeline":
         """Load `mini`, a folder, a `.pth`, a `.safetensors` or a hub name.
 
         `transformer=`, `text_encoder=`, `vae=`, `sampler=` replace a part, None leaves it out;
-        what is replaced is not read. Raises WeightsError or InputError.
+        what is replaced is not read. `quantize` gives the transformer fewer bits: `int8` on a CPU,
+        a mode of torchao on a GPU (docs/performance.md). `stream_text` leaves the text encoder in
+        its file, to be read layer by layer for each prompt; `prompt_cache` is a folder that keeps
+        what it answers, so that a prompt which comes again does without it. Raises WeightsError,
+        InputError or MissingExtraError.
         """
         fields = {"vae": "autoencoder"} | {k: k for k in ("transformer", "text_encoder", "sampler")}
         if unknown := sorted(parts.keys() - fields.keys()):
             raise InputError(
                 f"from_pretrained knows the parts {', '.join(fields)}; got {', '.join(unknown)}"
             )
+        check_mode(quantize)
         replaced = {fields[key]: part for key, part in parts.items()}
         wanted = [part for part in ALL_PARTS if part not in replaced]
         components = load_components(
@@ -89,8 +101,23 @@ class PixArtSigmaPipeline:
             text_and_vae=text_and_vae,
             file_variant=variant,
             use_safetensors=use_safetensors,
+            int8=quantize == "int8",
+            stream_text=stream_text,
+            prompt_cache=prompt_cache,
         )
-        return cls(dataclasses.replace(components, **replaced))
+        pipe = cls(dataclasses.replace(components, **replaced))
+        if quantize is not None:
+            pipe.quantize(quantize)
+        return pipe
+
+    def quantize(self, mode: str = "int8", *, keep: str | None = None) -> None:
+        """Give the transformer fewer bits, for good; `keep` is a pattern of layers to leave.
+
+        Adapters are fused first. Raises InputError, MissingExtraError.
+        """
+        adapters.refuse_unfused(self)
+        network = cast(PixArtTransformer, adapters.network_of(self))
+        self.transformer = quantized(network, mode, keep=keep)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the folder layout of diffusers; raises InputError where adapters are not fused."""
@@ -124,6 +151,8 @@ class PixArtSigmaPipeline:
         self._place(Placement(choose_device(device), "sequential"))
 
     def _place(self, placement: Placement) -> "PixArtSigmaPipeline":
+        if self.transformer is not None and has_int8(self.transformer):
+            check_mode("int8", placement.device)
         release(*self.modules)
         self.placement = placement
         placement.settle(*self.modules)
@@ -174,7 +203,15 @@ class PixArtSigmaPipeline:
         InputError, NotFiniteError, OutOfMemoryError.
         """
         request = as_request(request, settings)
-        loras = adapters.read_choices(self, request.loras)
+        yield from self.stages(request, adapters.read_choices(self, request.loras), self.denoised)
+
+    stream_many = stream_many
+    draw_many = draw_many
+
+    def stages(
+        self, request: "GenerationRequest", loras: adapters.Weighted, denoised: Denoised
+    ) -> Iterator[Step]:
+        """The stages of a request whose adapters are read; `denoised` runs the loop."""
         plan = planned(request, self.default_size, self.multiple)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
@@ -189,12 +226,14 @@ class PixArtSigmaPipeline:
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
-            steering = steering_of(self, request, max(1, len(levels) - 1))
+            steering = steering_of(self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
             drawing = self.drawing(text, None, scale, levels, each.size, generators)
             given = self.given(plan, each, images)
-            drawing = dataclasses.replace(drawing, steering=steering, given=given)
-            for step in self.denoised(sampler, drawing, loras):
+            drawing = dataclasses.replace(
+                drawing, steering=steering, given=given, fast=request.shortcuts
+            )
+            for step in denoised(sampler, drawing, loras):
                 index = before + step.index
                 last = dataclasses.replace(step, index=index, total=total, seeds=seeds)
                 yield last
@@ -252,7 +291,7 @@ class PixArtSigmaPipeline:
         if self.vae is None:
             raise MissingWeightsError("this pipeline has no autoencoder, which pictures need")
         with self.placement.running(self.vae):
-            encode = partial(encode_tiled, self.vae) if self.tiled else self.vae.encode
+            encode = autoencoder_in(self.decoding, self.vae).encode
             rows = images.to(self.device).split(1)
             latents = torch.cat([encode(row).float() for row in rows])
         refuse_nan(latents, "the autoencoder", "latents")
@@ -276,7 +315,7 @@ class PixArtSigmaPipeline:
         if self.vae is None:
             raise MissingWeightsError('this pipeline has no autoencoder: use output_type="latent"')
         with self.placement.running(self.vae):
-            decode = partial(decode_tiled, self.vae) if self.tiled else self.vae.decode
+            decode = autoencoder_in(self.decoding, self.vae).decode
             images = torch.cat([decode(row).float() for row in latents.split(1)])
         refuse_nan(images, "the autoencoder", "picture")
         return images

@@ -64,8 +64,10 @@ class Placement:
         for part in parts:
             if part is None:
                 continue
-            if self.mode == "sequential":
+            if self.mode == "sequential" and not getattr(part, "streamed", False):
                 self._stream_layers(part)
+            elif self.mode == "sequential":
+                part.to(self.device)  # what is left in memory; the file has the rest
             else:
                 part.to(self.device if self.mode == "resident" else "cpu")
 

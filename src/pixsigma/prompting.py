@@ -1,12 +1,14 @@
 """What a request says, turned into what each step reads: styles, the prompt language, weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 from pixsigma.config import TransformerConfig
 from pixsigma.diffusers_call import cleaned_twice
 from pixsigma.diffusion.steering import Clause, Steering
+from pixsigma.editing.regions import region_mask
 from pixsigma.errors import InputError
 from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.interfaces import TextFeatures
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
 
 
 def steering_of(
-    pipe: "PixArtSigmaPipeline", request: "GenerationRequest", num_steps: int
+    pipe: "PixArtSigmaPipeline",
+    request: "GenerationRequest",
+    num_steps: int,
+    size: tuple[int, int],
 ) -> Steering:
     """Texts of every step, encoded once each and on the device; what leads, and where.
+
+    `size` is that of the drawing in pixels, (height, width), which regions need.
 
     Raises InputError for what the model cannot do: layers that it has not, or the prompt language
     where prompts are cleaned.
@@ -39,19 +46,47 @@ def steering_of(
     def settled(features: TextFeatures) -> TextFeatures:
         return features.trimmed().to(pipe.device, pipe.dtype)
 
+    options = request.guidance
+    if request.shortcuts is not None and options.cfgpp is None:
+        stop = min(options.stop, max(request.shortcuts.guided, options.start))
+        options = options.model_copy(update={"stop": stop})
+    parts = regional(pipe, request, read, num_steps, size)
+    texts = tuple(row + part for row, part in zip(texts, parts, strict=True))
     return Steering(
-        options=request.guidance,
+        options=options,
         scale=request.guidance_scale,
-        texts=tuple(tuple(Clause(settled(c.features), c.weight) for c in row) for row in texts),
+        texts=tuple(tuple(replace(c, features=settled(c.features)) for c in row) for row in texts),
         nulls=tuple(null and settled(null) for null in nulls),
         layers=layers,
     )
 
 
+def regional(
+    pipe: "PixArtSigmaPipeline",
+    request: "GenerationRequest",
+    read: Callable[[Spans], TextFeatures],
+    num_steps: int,
+    size: tuple[int, int],
+) -> list[tuple[Clause, ...]]:
+    """The texts of the regions in every step, and where they hold."""
+    found: list[tuple[Clause, ...]] = [()] * num_steps
+    for region in request.regions:
+        mask = region_mask(region, *(side // pipe.factor for side in size)).to(pipe.device)
+        lines = lines_of(region.prompt, request.prompt_syntax, num_steps)
+        for i, (line,) in enumerate(lines):
+            found[i] = (*found[i], Clause(read(line.spans), region=mask))
+    return found
+
+
 def rows(request: "GenerationRequest", num_steps: int, negative: bool = False) -> list[list[Line]]:
     """The lines of every step."""
     text = request.styled_negative if negative else request.styled_prompt
-    if request.prompt_syntax == "plain":
+    return lines_of(text, request.prompt_syntax, num_steps)
+
+
+def lines_of(text: str, syntax: str, num_steps: int) -> list[list[Line]]:
+    """The lines of one text in every step."""
+    if syntax == "plain":
         return [list(plain(text))] * num_steps
     prompt = parse(text)
     return [list(lines_at(prompt, i, num_steps)) for i in range(num_steps)]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pixsigma.buckets import check_size
 from pixsigma.errors import InputError, PixsigmaError, PromptFileError
+from pixsigma.fast_options import FAST, FastOptions
 from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.prompts.parse import parse
 from pixsigma.prompts.tree import Clause, unparse, written
@@ -33,6 +34,32 @@ class LoraChoice(BaseModel):
     """A file, or a folder of peft or diffusers."""
     weight: float = 1.0
     """Its strength; 0 leaves it off."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A place in a picture, as a share of its width or height."""
+
+
+class Region(BaseModel):
+    """A part of the picture with a text of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(max_length=100_000)
+    box: Annotated[tuple[Share, Share, Share, Share] | None, Field(strict=False)] = None
+    """left, top, right, bottom, as shares of width and height from the top left corner."""
+    mask: str | None = Field(None, min_length=1, repr=False)
+    """In place of a box a picture, scaled to the drawing: white has this text, black the others."""
+    soft: Share = 0.1
+    """How wide the edge of a box is, as a share of the side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Region":
+        if (self.box is None) == (self.mask is None):
+            raise InputError("a region has a box or a mask, one of them")
+        if self.box and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise InputError(f"a box is left, top, right, bottom, got {self.box}")
+        return self
 
 
 class GenerationRequest(BaseModel):
@@ -78,6 +105,8 @@ class GenerationRequest(BaseModel):
     """Work on a part around the mask, of the model's native size or more, in full resolution."""
     two_pass: bool = False
     """Draw in the size the model was trained on, then enlarge and refine."""
+    fast: bool | FastOptions = False
+    """Whether to leave out what costs much and changes little; true is the preset."""
     guidance: GuidanceOptions = GuidanceOptions()
     """How the text leads besides its scale."""
     prompt_syntax: Literal["plain", "weighted"] = "plain"
@@ -85,6 +114,8 @@ class GenerationRequest(BaseModel):
     long_prompts: Literal["truncate", "chunk", "refuse"] = "truncate"
     """What becomes of tokens beyond the model's limit: cut with a warning, read in turns, or an
     error."""
+    regions: Annotated[tuple[Region, ...], Field(strict=False, max_length=20)] = ()
+    """Parts with texts of their own; the prompt holds elsewhere. Where they overlap they share."""
     style: str | Style | None = None
     """What is put around the prompts: the name of one of ours, or a style itself."""
 
@@ -136,13 +167,24 @@ class GenerationRequest(BaseModel):
                 "null_caption='prompt' has the mask of one plain prompt: leave out prompt_syntax, "
                 "long_prompts='chunk' and styles with a negative part"
             )
+        if self.regions and (self.guidance.pag or self.guidance.seg):
+            raise InputError("PAG and SEG disturb one text: leave them out, or regions")
         if self.prompt_syntax == "plain":
             return
+        if any(len(parse(region.prompt)) > 1 for region in self.regions):
+            raise InputError("AND is for the prompt; write the text of a region as one")
         clauses = parse(self.styled_prompt)
         if len(parse(self.styled_negative)) > 1:
             raise InputError("AND is for the prompt; write the negative prompt as one text")
         if len(clauses) > 1 and (self.guidance.pag or self.guidance.seg):
             raise InputError("PAG and SEG disturb one text: leave them out, or AND")
+
+    @property
+    def shortcuts(self) -> FastOptions | None:
+        """What may be left out."""
+        if isinstance(self.fast, FastOptions):
+            return self.fast
+        return FAST if self.fast else None
 
     @property
     def styled_prompt(self) -> str:

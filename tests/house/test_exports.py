@@ -7,6 +7,7 @@ import pixsigma
 NAMES = [
     "AdapterReport",
     "AutoencoderConfig",
+    "BusyError",
     "Components",
     "CorruptWeightsError",
     "GenerationRequest",
@@ -25,6 +26,7 @@ NAMES = [
     "PixArtSigmaPipeline",
     "PixArtTransformer",
     "PixsigmaError",
+    "PolicyError",
     "PromptFileError",
     "SAMPLERS",
     "ScheduleConfig",

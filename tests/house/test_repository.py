@@ -9,13 +9,14 @@ import pytest
 
 from house.sources import PACKAGE, ROOT, fenced, modules, readme, texts
 from pixsigma import __version__
+from pixsigma.training.chain import is_chain, read_chain
 from pixsigma.training.recipe import read_recipe
 from pixsigma.weights.config_files import autoencoder_config, t5_config, transformer_config
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda p: p.name)
 def test_shipped_recipes_parse(path: Path) -> None:
-    assert read_recipe(path) is not None
+    assert (read_chain(path) if is_chain(path) else read_recipe(path)) is not None
 
 
 def test_the_configs_of_mini_parse() -> None:

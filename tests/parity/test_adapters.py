@@ -39,10 +39,12 @@ def adapted_pair(folder: Path, config: Any) -> tuple[Any, Any]:
 
 
 def configs() -> dict[str, Any]:
-    from peft import LoHaConfig, LoKrConfig, LoraConfig
+    from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
 
     lora = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "init_lora_weights": "gaussian"}
     lycoris = {"r": 3, "alpha": 5, "target_modules": TARGETS}
+    # peft itself cannot turn the input of the patches' convolution
+    linear = {"target_modules": [name for name in TARGETS if name != "proj"]}
     return {
         "lora": LoraConfig(**lora),
         "patterns": LoraConfig(**lora, **PATTERNS),
@@ -54,6 +56,10 @@ def configs() -> dict[str, Any]:
         "lokr-both": LoKrConfig(**lycoris, decompose_both=True, decompose_factor=4),
         "lokr-whole": LoKrConfig(**(lycoris | {"r": 40, "alpha": 10})),
         "lokr-cores": LoKrConfig(**lycoris, use_effective_conv2d=True, decompose_factor=2),
+        "oft": OFTConfig(oft_block_size=4, **linear),
+        "oft-inverse": OFTConfig(oft_block_size=4, use_cayley_neumann=False, **linear),
+        "oft-shared": OFTConfig(oft_block_size=4, block_share=True, **linear),
+        "oft-three": OFTConfig(oft_block_size=4, num_cayley_neumann_terms=3, **linear),
     }
 
 
@@ -70,6 +76,10 @@ def configs() -> dict[str, Any]:
         ("lokr-both", "LoKr"),
         ("lokr-whole", "LoKr"),
         ("lokr-cores", "LoKr"),
+        ("oft", "OFT"),
+        ("oft-inverse", "OFT"),
+        ("oft-shared", "OFT"),
+        ("oft-three", "OFT"),
     ],
 )
 def test_peft(tmp_path: Path, kind: str, name: str) -> None:
@@ -80,7 +90,7 @@ def test_peft(tmp_path: Path, kind: str, name: str) -> None:
     assert outputs(theirs, ours, 8, 6) <= 1e-5 < 1e-2 < plain
     report = adapter.report
     assert (report.dialect, report.names, report.kinds) == ("peft", ("diffusers",), (name,))
-    assert report.num_modules == 3 * 10 + 7 and report.alpha == "config"
+    assert report.num_modules == 3 * 10 + (6 if name == "OFT" else 7) and report.alpha == "config"
 
 
 def test_a_file_beside_its_config_is_scaled_as_the_folder(tmp_path: Path) -> None:

@@ -14,7 +14,19 @@ from typer.core import TyperGroup
 from pixsigma._version import __version__
 from pixsigma.cli.report import DEBUG_VARIABLE, reported
 
-COMMANDS = ("generate", "models", "styles", "info", "convert", "prepare", "train")
+COMMANDS = (
+    "generate",
+    "models",
+    "styles",
+    "info",
+    "plan",
+    "convert",
+    "prepare",
+    "train",
+    "evaluate",
+    "bench",
+    "serve",
+)
 """In the order of the help page."""
 
 

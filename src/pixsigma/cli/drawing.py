@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +12,24 @@ import torch
 
 from pixsigma._version import __version__
 from pixsigma.buckets import size_for_aspect
-from pixsigma.cli.progress import stage, watch
+from pixsigma.cli.fitting import choose_dtype, fitted
+from pixsigma.cli.progress import stage, watch_many
+from pixsigma.denoising import Step
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.steering import check_sampler
 from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_picture
+from pixsigma.machine import parse_memory
+from pixsigma.models.decoding import check_way
 from pixsigma.placement import choose_device
 from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
+from pixsigma.quantize import check_mode
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.weights.adapters import adapter_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""The precisions that the command line knows."""
 
 _FOREIGN_SUFFIXES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
 
@@ -51,7 +52,15 @@ class Job:
     """Width and height of the shape, for requests that name no size."""
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
+    """One of the modes of `pixsigma.quantize`."""
     text_and_vae: str | None = None
+    memory: str | None = None
+    """A limit such as 4GB."""
+    decode: str = "auto"
+    prompt_cache: str = "auto"
+    batch: int = 4
+    """Pictures that are in the making together."""
     json: bool = False
     quiet: bool = False
 
@@ -79,13 +88,15 @@ def draw_all(job: Job) -> None:
     """Check everything that can be checked, load, then draw; a result is told as it is saved."""
     check(job)
     device = choose_device(job.device)
+    check_mode(job.quantize, device)
     dtype = choose_dtype(job.dtype, device)
     check_writable(job.folder)
     with stage(f"loading {job.model}", job.quiet):
-        pipe = load(job, dtype).to(device)
-    for number, request in enumerate(job.requests, start=1):
-        title = f"{number}/{len(job.requests)} " if len(job.requests) > 1 else ""
-        for result in draw(pipe, settled(request, job, pipe), job, title):
+        pipe = load(job, device, dtype)
+    requests = [settled(request, job, pipe) for request in job.requests]
+    steps = pipe.stream_many(requests, at_once=job.batch)
+    for number, done, seconds in watch_many(steps, len(requests), job.quiet):
+        for result in saved(pipe, requests[number], job, done, seconds):
             tell(result, job)
 
 
@@ -95,31 +106,33 @@ def check(job: Job) -> None:
         raise InputError(f"pixsigma writes {', '.join(KINDS)} files, got --out {job.out}")
     if len(os.fsencode(job.out.name)) > _LONGEST_NAME:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
+    if job.memory is not None:
+        parse_memory(job.memory)
+    if job.decode != "auto":
+        check_way(job.decode)
     for request in job.requests:
         check_sampler(get_sampler(request.sampler), request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
+        told["quantize"] = job.quantize
         if job.metadata:
             check_room(KINDS[job.suffix.lower()], told, spare=_TOLD_LATER)
 
 
-def load(job: Job, dtype: torch.dtype) -> "PixArtSigmaPipeline":
-    """The pipeline of the job's model."""
-    from pixsigma.pipeline import PixArtSigmaPipeline
-
-    return PixArtSigmaPipeline.from_pretrained(
-        job.model, torch_dtype=dtype, text_and_vae=job.text_and_vae
+def load(job: Job, device: torch.device, dtype: torch.dtype) -> "PixArtSigmaPipeline":
+    """The pipeline of the job's model, placed so that it has room."""
+    return fitted(
+        job.model,
+        job.requests,
+        device=device,
+        dtype=dtype,
+        memory=job.memory,
+        decode=job.decode,
+        prompt_cache=job.prompt_cache,
+        text_and_vae=job.text_and_vae,
+        quantize=job.quantize,
     )
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of this name; `auto` is fp32 on a CPU and fp16 elsewhere."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    if name not in DTYPES:
-        raise InputError(f"--dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
@@ -133,19 +146,17 @@ def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -
     return request_from(**defaults | request.model_dump(exclude_none=True))
 
 
-def draw(
-    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, title: str
+def saved(
+    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, done: Step, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Draw one request, write its pictures, yield what is to be told of each."""
-    began = time.perf_counter()
-    done = watch(pipe.stream(request), title, job.quiet)
-    seconds = round(time.perf_counter() - began, 2)
+    """Write the pictures of a request, yield what is to be told of each."""
     for image, seed in zip(done.images, done.seeds, strict=True):
         settings = remembered(request) | {
             "seed": seed,
             "num_images": 1,
             "model": job.model,
             "text_and_vae": job.text_and_vae,
+            "quantize": job.quantize,
             "device": str(pipe.device),
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "pixsigma": __version__,
@@ -159,7 +170,7 @@ def draw(
             source_type=COMPOSITE if request.mask or request.extend else MADE,
         )
         size = {"width": image.width, "height": image.height}
-        yield {"path": str(path), "seconds": seconds, **settings, **size}
+        yield {"path": str(path), "seconds": round(seconds, 2), **settings, **size}
 
 
 def remembered(request: GenerationRequest) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def generate(
     two_pass: options.TwoPass = False,
     lora: options.Lora = None,
     again: options.Again = None,
+    region: options.Region = None,
     guide: options.Guide = None,
     syntax: options.Syntax = "plain",
     long_prompts: options.LongPrompts = "truncate",
@@ -38,8 +39,14 @@ def generate(
     metadata: options.Metadata = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    fast: options.Fast = False,
+    quantize: options.Quantize = None,
     text_and_vae: options.TextAndVae = None,
+    memory: options.Memory = None,
+    decode: options.Decode = "auto",
+    prompt_cache: options.PromptCache = "auto",
     clean: options.Clean = None,
+    batch: options.Batch = 4,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,4 +58,5 @@ def generate(
 
     from pixsigma.cli.drawing import Job, draw_all  # brings torch, after the checks without it
 
+    wished |= {"memory": memory, "decode": decode, "prompt_cache": prompt_cache, "batch": batch}
     draw_all(Job(**wished, out=out, metadata=metadata, json=json, quiet=quiet))

@@ -58,6 +58,11 @@ Lora = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Leave out what changes little; see docs.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(metavar="MODE", help="int8 on a CPU; on GPUs also fp8-weights and others."),
+]
 TextAndVae = Annotated[
     str | None, typer.Option(help="Where text encoder and autoencoder of a bare file are.")
 ]
@@ -68,12 +73,34 @@ Guide = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Such as rescale=0.7, pag=3, start=0.2; repeatable."),
 ]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(metavar="BOX:TEXT", help="A part with its own text: 0,0,0.5,1:a cat; repeatable."),
+]
 Syntax = Annotated[str, typer.Option(help="plain, or weighted: (red:1.3), [a:b:0.4], AND.")]
 LongPrompts = Annotated[
     str, typer.Option(help="truncate, chunk or refuse what is beyond the model's limit.")
 ]
 StyleName = Annotated[str | None, typer.Option(help="A named style; `pixsigma styles` lists them.")]
 StyleFile = Annotated[Path | None, typer.Option(help="A TOML file with styles of your own.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Stay below this much memory, such as 4GB; else refuse."),
+]
+Decode = Annotated[
+    str,
+    typer.Option(
+        help="whole, strips, strips-half, strips-spill or tiles; auto: the first of the exact "
+        "ones that fits."
+    ),
+]
+PromptCache = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|off", help="Keeps what prompts were encoded to; auto: for large encoders."
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures of several prompts drawn together.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a picture.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the files' names.")]
 
@@ -94,8 +121,10 @@ FLAGS = {
     "strength": "--strength",
     "extend": "--extend",
     "loras": "--lora",
+    "regions": "--region",
     "guidance": "--guide",
     "prompt_syntax": "--syntax",
     "long_prompts": "--long-prompts",
     "style": "--style",
+    "fast": "--fast",
 }

@@ -55,7 +55,7 @@ def prepare(
     num_workers = (os.cpu_count() or 1) if workers is None else workers
     if batch < 1 or num_workers < 0 or (max_tokens is not None and max_tokens < 1):
         raise InputError("--batch and --max-tokens must be at least 1, --workers at least 0")
-    from pixsigma.cli.drawing import DTYPES, choose_dtype
+    from pixsigma.cli.fitting import DTYPES, choose_dtype
     from pixsigma.datatools.prepare import Settings, Work
     from pixsigma.placement import choose_device
 

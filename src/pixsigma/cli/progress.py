@@ -1,10 +1,18 @@
 """The bar that tells the stages of a drawing, on stderr."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from pixsigma.denoising import Step
 
@@ -36,19 +44,27 @@ def stage(description: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-def watch(steps: Iterator[Step], title: str, quiet: bool) -> Step:
-    """Show every step; return the last, which holds the pictures."""
-    last = None
+def watch_many(
+    steps: Iterator[tuple[int, Step]], num: int, quiet: bool
+) -> Iterator[tuple[int, Step, float]]:
+    """Show every step; yield (which request, its last step with the pictures, its seconds)."""
+    began: dict[int, float] = {}
+    shown: dict[int, TaskID] = {}
     with progress_bar(quiet) as bar:
-        task = bar.add_task(title, total=None, count="")
-        for last in steps:
-            counted = last.stage == "denoising"
+        for k, step in steps:
+            began.setdefault(k, time.perf_counter())
+            title = f"{k + 1}/{num} " if num > 1 else ""
+            if k not in shown:
+                shown[k] = bar.add_task(title, total=None, count="")
+            task = shown[k]
+            counted = step.stage == "denoising"
             bar.update(
                 task,
-                description=f"{title}{last.stage}",
-                completed=last.index if counted else 0,
-                count=f"{last.index}/{last.total}" if counted else "",
+                description=f"{title}{step.stage}",
+                completed=step.index if counted else 0,
+                count=f"{step.index}/{step.total}" if counted else "",
             )
-            bar.tasks[0].total = last.total if counted else None
-    assert last is not None and last.stage == "done", "a pipeline ends with its pictures"
-    return last
+            bar.tasks[bar.task_ids.index(task)].total = step.total if counted else None
+            if step.stage == "done":
+                bar.remove_task(task)
+                yield k, step, time.perf_counter() - began.pop(k)

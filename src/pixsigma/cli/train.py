@@ -31,20 +31,29 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="One JSON object a report.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a transformer by a recipe; Ctrl-C is safe, --resume goes on."""
+    """Train a transformer by a recipe, or a chain of them; Ctrl-C is safe, --resume goes on."""
+    from pixsigma.training.chain import is_chain, read_chain, train_chain
     from pixsigma.training.recipe import parse_override, read_recipe
     from pixsigma.training.run import train as steps
 
-    plan = read_recipe(recipe, dict(map(parse_override, change or [])))
+    overrides = dict(map(parse_override, change or []))
+    chain = read_chain(recipe, overrides) if is_chain(recipe) else None
+    plans = list(chain.recipes(out).values()) if chain else [read_recipe(recipe, overrides)]
     if int(os.environ.get("RANK", "0")) > 0:  # one of several processes speaks for all
         json, quiet = False, True
+    for remark in () if json or quiet else [said for plan in plans for said in plan.remarks]:
+        typer.echo(remark)
     with interruptible() as stopped:
-        last = watch(steps(plan, out, resume=resume, stop=lambda: bool(stopped)), json, quiet)
+        how: dict[str, Any] = {"resume": resume, "stop": lambda: bool(stopped)}
+        reports = train_chain(chain, out, **how) if chain else steps(plans[0], out, **how)
+        last = watch(reports, json, quiet)
     if stopped:
         raise KeyboardInterrupt(f"the checkpoint is written; go on with --out {out} --resume")
     if not (json or quiet):
         loss = f", loss {last.loss:.4f}" if last else ""
-        typer.echo(f"{out}  {plan.run.steps:,} steps{loss}; see {out / 'curves.png'}")
+        steps_done = sum(plan.run.steps for plan in plans)
+        where = out / chain.stage[-1].name if chain else out
+        typer.echo(f"{where}  {steps_done:,} steps{loss}; see {where / 'curves.png'}")
 
 
 @contextmanager
@@ -75,7 +84,7 @@ def watch(reports: "Iterator[Progress]", json: bool, quiet: bool) -> "Progress |
             speed = f"{last.samples_per_second:.0f} pictures/s"
             bar.update(
                 task,
-                description=f"loss {last.loss:.4f}  {speed}",
+                description=f"{last.stage or ''} loss {last.loss:.4f}  {speed}".strip(),
                 completed=last.step,
                 total=last.steps,
                 count=f"{last.step}/{last.steps}",

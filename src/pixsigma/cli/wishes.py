@@ -34,10 +34,11 @@ FIELDS = {
     "two_pass": "two_pass",
     "syntax": "prompt_syntax",
     "long_prompts": "long_prompts",
+    "fast": "fast",
 }
 """Flags to the fields of a request that they are."""
 
-SETTING = ("model", "text_and_vae", "dtype")
+SETTING = ("model", "text_and_vae", "dtype", "quantize")
 """What a picture tells beside its request, and a flag sets."""
 
 
@@ -60,6 +61,7 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
     settings["guidance"] = parse_guide(flags["guide"] or [])
     settings["style"] = parse_style(flags["style"], flags["styles"])
     settings["loras"] = [parse_lora(text) for text in flags["lora"] or []]
+    settings["regions"] = [parse_region(text) for text in flags["region"] or []]
     if flags["extend"] is not None:
         settings["extend"] = parse_extend(flags["extend"])
     return {
@@ -168,6 +170,17 @@ def parse_lora(text: str) -> dict[str, Any]:
     if not math.isfinite(weight):
         raise InputError(f"the weight in --lora FILE:WEIGHT must be finite, got {text!r}")
     return {"path": path, "weight": weight}
+
+
+def parse_region(text: str) -> dict[str, Any]:
+    """A box in shares or a mask, a colon and a text: 0,0,0.5,1:a cat; raises InputError."""
+    place, colon, prompt = text.partition(":")
+    if not colon or not place.strip():
+        raise InputError(f"--region is left,top,right,bottom:text or mask.png:text, got {text!r}")
+    try:
+        return {"box": tuple(map(float, place.split(","))), "prompt": prompt.strip()}
+    except ValueError:
+        return {"mask": place, "prompt": prompt.strip()}
 
 
 def parse_pair(text: str, separator: str, flag: str) -> tuple[int, int]:

@@ -19,6 +19,13 @@ class Batch:
 
     latents: Latents
     text: TextFeatures
+    mask: Tensor | None = None
+    """(B, 1, H, W), how much each place counts in [0, 1]; None: all alike."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """All of it on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(self.latents.to(device), self.text.to(device), mask)
 
 
 class Features(Protocol):
@@ -43,6 +50,21 @@ class Features(Protocol):
         """E, the features of a token."""
         ...
 
+    @property
+    def masked(self) -> bool:
+        """Whether batches come with masks."""
+        ...
+
+    @property
+    def null_text(self) -> Tensor:
+        """(1, L, E), the empty caption."""
+        ...
+
+    @property
+    def null_mask(self) -> Tensor:
+        """(1, L), bool."""
+        ...
+
     def batch(self, rows: Tensor, drop_caption: float, rng: torch.Generator) -> Batch:
         """Draw latents and one caption for each of `rows`; some captions become the empty one."""
         ...
@@ -54,7 +76,8 @@ class FeatureSet:
 
     A file holds: `mean` and `std` (M, C, H, W), scaled as the transformer sees latents; `text`
     (T, L, E) and `text_mask` (T, L), one row a caption; `captions` (M, Q) int64, rows of `text`
-    for each picture, -1 where it has fewer than Q; `null_text` and `null_mask`, the empty caption.
+    for each picture, -1 where it has fewer than Q; `null_text` and `null_mask`, the empty caption;
+    and it may hold `picture_mask` (M, 1, H, W) in [0, 1].
     """
 
     mean: Tensor
@@ -64,6 +87,7 @@ class FeatureSet:
     captions: Tensor
     null_text: Tensor
     null_mask: Tensor
+    picture_mask: Tensor | None = None
 
     @staticmethod
     def load(path: Path) -> "FeatureSet":
@@ -74,10 +98,11 @@ class FeatureSet:
         if not path.is_file():
             raise MissingWeightsError(f"no features at {path}: prepare the pictures first")
         tensors = load_file(path)
-        needed = set(FeatureSet.__dataclass_fields__)
+        needed = set(FeatureSet.__dataclass_fields__) - {"picture_mask"}
         if missing := sorted(needed - tensors.keys()):
             raise MismatchError(f"{path} is no feature file: it lacks {', '.join(missing)}")
-        return FeatureSet(**{name: tensors[name] for name in needed})
+        there = {name: tensors[name] for name in needed}
+        return FeatureSet(**there, picture_mask=tensors.get("picture_mask"))
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -94,6 +119,11 @@ class FeatureSet:
         return [(channels, height, width)]
 
     @property
+    def masked(self) -> bool:
+        """Whether the file holds masks."""
+        return self.picture_mask is not None
+
+    @property
     def text_width(self) -> int:
         """E, the features of a token."""
         return self.text.shape[-1]
@@ -108,4 +138,5 @@ class FeatureSet:
         dropped = torch.rand(len(rows), generator=rng) < drop_caption
         text = torch.where(dropped[:, None, None], self.null_text, self.text[text_rows])
         mask = torch.where(dropped[:, None], self.null_mask, self.text_mask[text_rows])
-        return Batch(latents, TextFeatures(text.float(), mask))
+        pictured = None if self.picture_mask is None else self.picture_mask[rows].float()
+        return Batch(latents, TextFeatures(text.float(), mask), pictured)

@@ -43,6 +43,8 @@ class Row:
     start: int = 0
     length: int = 0
     """Where the picture lies inside the tar, in bytes; 0 for a file of its own."""
+    mask: str = ""
+    """A picture file, white where the picture counts in a masked loss; empty: everywhere."""
     features: tuple[str, ...] = ()
     """Files of the authors' features: latents, then one for each caption."""
 

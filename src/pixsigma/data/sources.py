@@ -49,6 +49,10 @@ def read_rows(data: str, *, resolution: int = 0, square: bool = False) -> Iterat
     )
 
 
+MASK = ".mask.png"
+"""How the name of a picture's mask ends."""
+
+
 def is_picture(name: str) -> bool:
     """Whether a file's ending says that it is a picture; hidden files are none."""
     path = PurePosixPath(name)
@@ -56,9 +60,9 @@ def is_picture(name: str) -> bool:
 
 
 def folder_rows(folder: Path) -> Iterator[Row]:
-    """`a.png` with its short caption in `a.txt` and a long one in `a.long.txt`, at any depth."""
+    """`a.png`, its short caption in `a.txt`, a long one in `a.long.txt`, a mask in `a.mask.png`."""
     for path in sorted(folder.rglob("*")):
-        if is_picture(path.name) and path.is_file():
+        if is_picture(path.name) and not path.name.endswith(MASK) and path.is_file():
             kinds = {".txt": "short", ".long.txt": "long"}
             beside = {path.with_name(path.stem + ending): kind for ending, kind in kinds.items()}
             captions = [
@@ -66,7 +70,12 @@ def folder_rows(folder: Path) -> Iterator[Row]:
                 for text, kind in beside.items()
                 if text.is_file()
             ]
-            yield Row(path=str(path), captions=captions_of({"captions": captions}, str(path)))
+            mask = path.with_name(path.stem + MASK)
+            yield Row(
+                path=str(path),
+                captions=captions_of({"captions": captions}, str(path)),
+                mask=str(mask) if mask.is_file() else "",
+            )
 
 
 def line_rows(path: Path) -> Iterator[Row]:
@@ -202,7 +211,9 @@ def _member_row(url: str, picture: tarfile.TarInfo, captions: list[Caption]) -> 
 
 def _row(record: Any, folder: Path, place: str) -> Row:
     path = folder / _path_in(record, place)
-    return Row(path=str(path), captions=captions_of(record, place))
+    mask = record.get("mask")
+    told = str(folder / mask) if isinstance(mask, str) else ""
+    return Row(path=str(path), captions=captions_of(record, place), mask=told)
 
 
 def _path_in(record: Any, place: str) -> str:

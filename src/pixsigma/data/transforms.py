@@ -62,6 +62,15 @@ def to_array(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8).copy()
 
 
+def mask_of(
+    image: Image.Image, height: int, width: int, factor: int, *, fine: bool = False
+) -> NDArray[np.float32]:
+    """A picture's mask as its latents have it: (1, height / factor, width / factor) in [0, 1]."""
+    whole = cover_and_crop(image, height, width, fine=fine).convert("L")
+    small = whole.resize((width // factor, height // factor), Image.Resampling.BOX)
+    return (np.asarray(small, dtype=np.float32)[None] / 255).astype(np.float32)
+
+
 def _rgb(image: Any) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits where it should scale them

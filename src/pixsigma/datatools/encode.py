@@ -15,7 +15,13 @@ from torch import Tensor
 
 from pixsigma.data.manifest import Row, read_bytes
 from pixsigma.data.official import read_moments, read_states
-from pixsigma.data.transforms import PictureError, cover_and_crop, open_picture, to_array
+from pixsigma.data.transforms import (
+    PictureError,
+    cover_and_crop,
+    mask_of,
+    open_picture,
+    to_array,
+)
 from pixsigma.datatools.workers import Workers
 from pixsigma.errors import InputError, MismatchError, NotFiniteError
 from pixsigma.models.autoencoder import KLAutoencoder
@@ -35,6 +41,8 @@ class Shard:
     rows: tuple[Row, ...]
     fine: bool = False
     """Whether pictures are scaled with LANCZOS, as the authors do for large ones."""
+    masked: bool = False
+    """Whether any picture of the data has a mask, so that all need one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +116,8 @@ def encode_shards(
             yield len(batch)
         tensors, cut = caption_tensors(shard.rows, partial(_states, shard.rows, encoders))
         tensors |= {"mean": torch.cat(means), "std": torch.cat(stds)}
+        if shard.masked:
+            tensors["picture_mask"] = masks_of(shard, encoders.autoencoder.config.factor)
         refuse_nan(tensors, shard.name)
         told = {"plan": plan, "cut": str(cut)}
         save_tensors(tensors, folder / shard.name, metadata=told)
@@ -133,6 +143,22 @@ def caption_tensors(
         "captions": table,
         "caption_long": long,
     }, cut
+
+
+def masks_of(shard: Shard, factor: int) -> Tensor:
+    """(m, 1, H, W) in half precision; ones for a picture without. Raises InputError."""
+    size = shard.height, shard.width
+    found = []
+    for row in shard.rows:
+        if not row.mask:
+            found.append(torch.ones(1, size[0] // factor, size[1] // factor))
+            continue
+        try:
+            image = open_picture(Path(row.mask).read_bytes())
+        except (OSError, PictureError) as error:
+            raise InputError(f"the mask {row.mask} cannot be read: {error}") from error
+        found.append(torch.from_numpy(mask_of(image, *size, factor, fine=shard.fine)))
+    return torch.stack(found).half()
 
 
 def refuse_nan(tensors: dict[str, Tensor], name: str) -> None:

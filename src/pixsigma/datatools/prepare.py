@@ -204,6 +204,7 @@ def plan_shards(
     """Cut every bucket into shards of at most `most` bytes, reckoned with full captions."""
     config, width = encoders.autoencoder.config, encoders.text.encoder.config.d_model
     shards = []
+    masked = any(row.mask for rows in buckets.values() for row in rows)
     for ratio, rows in buckets.items():
         height, wide = table[ratio]
         latents = 4 * config.latent_channels * (height // config.factor) * (wide // config.factor)
@@ -216,6 +217,7 @@ def plan_shards(
                     width=wide,
                     rows=tuple(part),
                     fine=resolution >= FINE_FROM,
+                    masked=masked,
                 )
             )
     return shards
@@ -257,6 +259,7 @@ def make_index(
         "shift_factor": config.shift_factor,
         "text_width": encoders.text.encoder.config.d_model,
         "max_tokens": encoders.max_tokens,
+        "masked": any(shard.masked for shard in shards),
         "buckets": dict(buckets),
         "shards": told,
     }

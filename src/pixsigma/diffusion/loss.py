@@ -37,11 +37,13 @@ def training_loss(
     schedule: NoiseSchedule,
     *,
     min_snr_gamma: float | None = None,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """Loss of the network's `output` (B, C or 2C, H, W) at `x = schedule.add_noise(x0, eps, t)`.
 
     The hybrid loss of Nichol & Dhariwal 2021 (eq. 16) with weight 1 and the bound in bits, as
-    PixArt was trained; t (B,) int64. `min_snr_gamma` weights the squared error (Hang et al. 2023).
+    PixArt was trained; t (B,) int64. `min_snr_gamma` weights the squared error (Hang et al. 2023),
+    `weights` (B, 1, H, W) its places: it is a mean over what counts. The bound stays whole.
     Raises InputError for an output that has neither C nor 2C channels.
     """
     channels = x0.shape[1]
@@ -52,7 +54,8 @@ def training_loss(
         )
     output, x0, eps, x = (each.float() for each in (output, x0, eps, x))
     mean, variance = output[:, :channels], output[:, channels:]
-    mse = _flat_mean((mean - target(x0, eps, t, schedule)) ** 2)
+    square = (mean - target(x0, eps, t, schedule)) ** 2
+    mse = _flat_mean(square) if weights is None else _weighted_mean(square, weights)
     if min_snr_gamma is not None:
         mse = mse * min_snr_weight(t, schedule, min_snr_gamma).to(mse)
     if variance.shape[1] == 0:
@@ -137,6 +140,12 @@ def _cdf(x: Tensor) -> Tensor:
 def _shares(t: Tensor, schedule: NoiseSchedule, like: Tensor) -> tuple[Tensor, Tensor]:
     bars = schedule.alphas_cumprod
     return per_row(bars.sqrt(), t, like), per_row((1 - bars).sqrt(), t, like)
+
+
+def _weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
+    """(B,); 0 where nothing counts."""
+    counted = weights.flatten(1).sum(dim=1) * x.shape[1]
+    return (x * weights).flatten(1).sum(dim=1) / counted.clamp(min=1e-6)
 
 
 def _flat_mean(x: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class Clause:
 
     features: TextFeatures
     weight: float = 1.0
+    region: Tensor | None = None
+    """(1, 1, H, W) in [0, 1]: it is no part of AND, but takes the place of the rest here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +123,20 @@ def ask(
     unconditional = _mean(outputs.pop(0), x) if null else None
     variance = outputs[0][:, x.shape[1] :] if outputs[0].shape[1] > x.shape[1] else None
     means = [_mean(each, x) for each in outputs]
-    cond = means[0] if len(means) == 1 else composed(means, clauses, unconditional)
+    num_joined = sum(clause.region is None for clause in clauses)
+    cond = means[0]
+    if num_joined > 1:
+        cond = composed(means[:num_joined], clauses[:num_joined], unconditional)
+    cond = placed(cond, means[num_joined:], clauses[num_joined:])
     return Answers(cond, unconditional, disturbed, variance)
 
 
 def needs_null(steering: Steering, i: int) -> bool:
     """Whether step i looks at the unconditional text."""
     replaced = steering.options.cfgpp is not None
+    num_joined = sum(clause.region is None for clause in steering.texts[i])
     leads = steering.inside(i) if replaced else steering.scale_at(i) > 1
-    return leads or len(steering.texts[i]) > 1
+    return leads or num_joined > 1
 
 
 def composed(means: Sequence[Tensor], clauses: Sequence[Clause], null: Tensor | None) -> Tensor:
@@ -138,6 +145,19 @@ def composed(means: Sequence[Tensor], clauses: Sequence[Clause], null: Tensor | 
         raise InputError("texts joined by AND need the unconditional text, and there is none")
     updates = [c.weight * (mean - null) for c, mean in zip(clauses, means, strict=True)]
     return null + torch.stack(updates).sum(dim=0)
+
+
+def placed(cond: Tensor, means: Sequence[Tensor], clauses: Sequence[Clause]) -> Tensor:
+    """cond + sum of mask · (region - cond); masks that overlap to more than 1 share it.
+
+    The weighted mean of MultiDiffusion (Bar-Tal et al. 2023, eq. 5) for one window.
+    """
+    regions = [clause.region for clause in clauses if clause.region is not None]
+    if not regions:
+        return cond
+    most = torch.stack(regions).sum(dim=0).clamp(min=1)
+    pairs = zip(regions, means, strict=True)
+    return cond + torch.stack([mask / most * (mean - cond) for mask, mean in pairs]).sum(dim=0)
 
 
 def combined(

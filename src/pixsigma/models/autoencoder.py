@@ -47,7 +47,7 @@ class KLAutoencoder(nn.Module):
 
         Raises SizeError where a side is no multiple of the factor.
         """
-        self._check_size(images)
+        self.check_size(images)
         h = self.encoder(images.to(self.dtype))
         if self.quant_conv is not None:
             h = self.quant_conv(h)
@@ -71,7 +71,8 @@ class KLAutoencoder(nn.Module):
         images: Tensor = self.decoder(z)
         return images
 
-    def _check_size(self, images: Images) -> None:
+    def check_size(self, images: Images) -> None:
+        """Raise SizeError where a side is no multiple of the factor."""
         height, width = images.shape[-2:]
         factor = self.config.factor
         if height % factor or width % factor:

@@ -1,6 +1,7 @@
 """The PixArt block: self-attention with adaptive norm, cross-attention to the text, MLP."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, qk_norm: bool, kv_ratio: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.in_float32 = False
+        """Whether training under autocast leaves this product alone."""
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         # Over the full width, before the heads part: the published qk-norm is not per head.
@@ -75,7 +78,19 @@ class SelfAttention(nn.Module):
         q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))
         if perturbation is not None:
             return self.proj(merge_heads(perturbed_attention(q, k, v, grid, perturbation)))
+        if self.in_float32:
+            with torch.autocast(q.device.type, enabled=False):
+                y = scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+            return self.proj(merge_heads(y))
         return self.proj(merge_heads(scaled_dot_product_attention(q, k, v)))
+
+
+@dataclass
+class Memo:
+    """What a cross-attention last answered to a text, and whether that is to stay."""
+
+    answer: Tensor | None = None
+    keep: bool = False
 
 
 class Words(NamedTuple):
@@ -87,6 +102,13 @@ class Words(NamedTuple):
     """(B, A, L, K)"""
     mask: Tensor | None = None
     """(B, 1, 1, L) bool; None: every token counts."""
+    memo: Memo | None = None
+
+
+def shares(num_rows: int, texts: Sequence[Words]) -> list[int]:
+    """How many rows read each text: as many as it has where that is all, else equally many."""
+    own = [len(words.keys) for words in texts]
+    return own if sum(own) == num_rows else [num_rows // len(texts)] * len(texts)
 
 
 class CrossAttention(nn.Module):
@@ -101,7 +123,17 @@ class CrossAttention(nn.Module):
 
     def read(self, text: Tensor, mask: Tensor | None) -> Words:
         """text (B, L, D), mask (B, 1, 1, L) bool: what no step changes."""
-        keys, values = self.kv_linear(text).chunk(2, dim=-1)
+        return self._words(self.kv_linear(text), mask)
+
+    def read_packed(self, tokens: Tensor, places: Tensor, mask: Tensor) -> Words:
+        """tokens (V, D) that stand at `places` (V,) of mask (B, L) bool; padding is 0."""
+        projected = self.kv_linear(tokens)
+        padded = projected.new_zeros(mask.numel(), projected.shape[1])
+        padded = padded.index_copy(0, places, projected).unflatten(0, mask.shape)
+        return self._words(padded, mask[:, None, None])
+
+    def _words(self, projected: Tensor, mask: Tensor | None) -> Words:
+        keys, values = projected.chunk(2, dim=-1)
         return Words(split_heads(keys, self.num_heads), split_heads(values, self.num_heads), mask)
 
     def forward(self, x: Tensor, words: Words) -> Tensor:
@@ -109,6 +141,15 @@ class CrossAttention(nn.Module):
 
         Rows of `words` may be fewer: each serves as many rows of `x`, one after the other.
         """
+        memo = words.memo
+        if memo is None:
+            return self.answer(x, words)
+        if not memo.keep or memo.answer is None:
+            memo.answer = self.answer(x, words)
+        return memo.answer
+
+    def answer(self, x: Tensor, words: Words) -> Tensor:
+        """The same, always computed."""
         num, length = len(words.keys), words.keys.shape[2]
         if length == 1 and words.mask is None:
             # the weight of an only token is 1 whatever the query: so it is with the empty prompt
@@ -116,7 +157,7 @@ class CrossAttention(nn.Module):
             return update if num == 1 else update.repeat_interleave(len(x) // num, dim=0)
         q = split_heads(self.q_linear(x).reshape(num, -1, x.shape[2]), self.num_heads)
         y = scaled_dot_product_attention(q, words.keys, words.values, attn_mask=words.mask)
-        return self.proj(merge_heads(y)).view_as(x)
+        return self.proj(merge_heads(y).view_as(x))
 
 
 class Block(nn.Module):
@@ -139,7 +180,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, N, D), t0 (B or 1, 6, D) shared by all blocks (adaLN-single), to (B, N, D).
 
-        Each of `texts` is read by an equal part of the rows. Without gradients `x` is overwritten.
+        Each of `texts` is read by its share of the rows. Without gradients `x` is overwritten.
         """
         modulation = (self.scale_shift_table + t0).unsqueeze(2).unbind(1)  # six of (B, 1, D)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
@@ -154,6 +195,6 @@ class Block(nn.Module):
             return added(x, self.cross_attn(x, texts[0]))
         parts = [
             added(part, self.cross_attn(part, words))
-            for part, words in zip(x.chunk(len(texts)), texts, strict=True)
+            for part, words in zip(x.split(shares(len(x), texts)), texts, strict=True)
         ]
         return torch.cat(parts) if torch.is_grad_enabled() else x

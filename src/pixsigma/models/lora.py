@@ -3,8 +3,9 @@
 R is the rank, `out` and `in` are the axes of the weight, k the side of a convolution's kernel.
 """
 
+import math
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -86,7 +87,73 @@ class LoKr:
         return torch.kron(small.reshape(*small.shape, *[1] * (large.ndim - 2)), large.contiguous())
 
 
-Factors: TypeAlias = LoRA | LoHa | LoKr
+@dataclass(frozen=True, kw_only=True)
+class Full:
+    """The whole difference of a weight, as ComfyUI's `diff`."""
+
+    difference: Tensor
+    """(out, in) or (out, in, k, k)."""
+
+    @property
+    def rank(self) -> None:
+        """None: nothing scales it."""
+        return None
+
+    def product(self) -> Tensor:
+        """The difference itself."""
+        return self.difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFT:
+    """A rotation of what a linear layer reads, block by block (Qiu et al. 2023; peft's `oft_R`).
+
+    A block is the Cayley transform (I - Q)⁻¹ (I + Q) of a skew-symmetric matrix Q.
+    """
+
+    vectors: Tensor
+    """(blocks, s(s-1)/2): above the diagonal of each Q; one row may serve all blocks."""
+    num_terms: int | None = 5
+    """Of the series I + 2 (Q + Q² + …) that peft takes for it; None inverts the matrix."""
+
+    @property
+    def rank(self) -> None:
+        """None: nothing scales it."""
+        return None
+
+    @property
+    def side(self) -> int:
+        """s, of a block."""
+        return (1 + math.isqrt(1 + 8 * self.vectors.shape[1])) // 2
+
+    def rotations(self) -> Tensor:
+        """(blocks, s, s); orthogonal but for the end of the series."""
+        side = self.side
+        skew = self.vectors.new_zeros(len(self.vectors), side, side)
+        rows, columns = torch.triu_indices(side, side, 1, device=skew.device)
+        skew[:, rows, columns] = self.vectors
+        skew = skew - skew.mT
+        one = torch.eye(side, device=skew.device, dtype=skew.dtype).expand_as(skew)
+        if self.num_terms is None:
+            return torch.linalg.solve(one + skew, one - skew, left=False)
+        # as peft counts: three terms are four, and the last of more than two is halved
+        num = 4 if self.num_terms == 3 else self.num_terms
+        total, power = one.clone(), one
+        for i in range(1, num):
+            power = power @ skew
+            total = total + power * (1 if 2 < i + 1 == num else 2)
+        return total
+
+    def turned(self, base: Tensor) -> Tensor:
+        """(out, in) with its input rotated; raises ValueError where the blocks do not fill `in`."""
+        num, width = len(self.vectors), base.shape[-1]
+        if base.ndim != 2 or width % self.side or num not in (1, width // self.side):
+            raise ValueError(f"{num} blocks of {self.side} do not turn {width}")
+        parts = base.unflatten(1, (-1, self.side)).transpose(0, 1)  # (blocks, out, s)
+        return (parts @ self.rotations().mT).transpose(0, 1).flatten(1)
+
+
+Factors: TypeAlias = LoRA | LoHa | LoKr | Full | OFT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +169,10 @@ class Update:
     def delta(self, base: Tensor) -> Tensor:
         """What is added to `base` at full strength: its shape and device, float32."""
         base = base.float()
-        change = self.scale * moved(self.factors, base.device).product().reshape(base.shape)
+        factors = moved(self.factors, base.device)
+        if isinstance(factors, OFT):
+            return factors.turned(base) - base
+        change = self.scale * factors.product().reshape(base.shape)
         if self.magnitude is None:
             return change
         merged = base + change
@@ -127,13 +197,20 @@ def tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def moved(factors: Factors, device: torch.device) -> Factors:
     """The same in float32 on `device`."""
     given = {f.name: getattr(factors, f.name) for f in fields(factors)}
-    there = {name: t.to(device, torch.float32) for name, t in given.items() if t is not None}
+    there: dict[str, Any] = {
+        name: value.to(device, torch.float32) if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
     return type(factors)(**there)
 
 
-def product_shape(factors: Factors) -> tuple[int, ...]:
-    """The shape of the product, nothing computed.
+def product_shape(factors: Factors, base: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what changes a weight of shape `base`, nothing computed.
 
     Raises TypeError, ValueError, IndexError or RuntimeError where the factors do not fit together.
     """
-    return tuple(moved(factors, torch.device("meta")).product().shape)
+    there = torch.device("meta")
+    factors = moved(factors, there)
+    if isinstance(factors, OFT):
+        return tuple(factors.turned(torch.empty(base, device=there)).shape)
+    return tuple(factors.product().shape)

@@ -41,6 +41,11 @@ class T5Encoder(nn.Module):
         out: Tensor = self.final_norm(x)
         return out
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.position_bias.weight.device
+
     @staticmethod
     def storage_dtype(key: str, dtype: torch.dtype) -> torch.dtype:
         """The type that the parameter `key` is kept in where the encoder runs in `dtype`.

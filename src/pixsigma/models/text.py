@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch import Tensor
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.pieces import END, PAD, open_pieces
-from pixsigma.models.t5 import T5Encoder
 
 
 class Tokenizer:
@@ -78,7 +78,8 @@ class Tokenizer:
 class T5TextEncoder:
     """Tokenizer and encoder as one `TextEncoder`."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: T5Encoder) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: Any) -> None:
+        """`encoder` is a T5Encoder, or a module that answers as one: streamed, cached."""
         self.tokenizer = tokenizer
         self.encoder = encoder
 
@@ -100,6 +101,6 @@ class T5TextEncoder:
         ids, mask = self.tokenizer(
             prompts, max_length=max_length, pad_to_max_length=pad_to_max_length
         )
-        device = device or self.encoder.embed.weight.device
+        device = device or self.encoder.device
         ids, mask = ids.to(device), mask.to(device)
         return TextFeatures(self.encoder(ids, mask), mask)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +24,9 @@ from pixsigma.shapes import Latents, Timesteps
 
 Caption: TypeAlias = tuple[Words, ...]
 """A text as every layer reads it: projected once a picture, not once a step."""
+
+Added: TypeAlias = Callable[[Tensor, Tensor, tuple[int, int]], Iterator[Tensor]]
+"""Tokens (B, N, D), t0 and grid to what is added to tokens, block by block."""
 
 
 class Times(NamedTuple):
@@ -114,6 +117,7 @@ class PixArtTransformer(nn.Module):
         conditions: Conditions | None = None,
         perturbation: Perturbation | None = None,
         variance: bool = True,
+        control: Added | None = None,
     ) -> Tensor:
         """Predict noise and variance.
 
@@ -121,19 +125,47 @@ class PixArtTransformer(nn.Module):
         (None: everywhere). Returns (B, 2C, H, W): eps, then the variance fraction where learned.
         What several steps share is given ready: `t` of `embed`, texts of `read`, each for an equal
         part of the rows. `perturbation` disturbs the last rows of the batch, for guidance away from
-        them. Without `variance` (B, C, H, W) is returned.
+        them. Without `variance` (B, C, H, W) is returned. `control` tells from the first block's
+        tokens what the inputs of the next blocks get.
         """
-        x = x.to(self.dtype)
-        grid = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
-        x = self.x_embedder(x) + self.positions(*grid, x.device).to(x.dtype)  # (B, N, D)
+        x, grid = self.enter(x)  # (B, N, D)
         t, t0 = self.embed(t, conditions) if isinstance(t, Tensor) else t  # (B, D), (B, 6, D)
         captions = [self.read(text, mask)] if isinstance(text, Tensor) else text
-        for i, block in enumerate(self.blocks):
+        x = self.through(x, t0, captions, grid, perturbation=perturbation, control=control)
+        return self.leave(x, t, grid, variance)
+
+    def enter(self, x: Latents) -> tuple[Tensor, tuple[int, int]]:
+        """Latents (B, C, H, W) to tokens (B, N, D) with their places, and the grid of tokens."""
+        x = x.to(self.dtype)
+        grid = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
+        return self.x_embedder(x) + self.positions(*grid, x.device).to(x.dtype), grid
+
+    def through(
+        self,
+        x: Tensor,
+        t0: Tensor,
+        captions: Sequence[Caption],
+        grid: tuple[int, int],
+        part: slice = slice(None),
+        perturbation: Perturbation | None = None,
+        control: Added | None = None,
+    ) -> Tensor:
+        """Tokens (B, N, D) through a part of the blocks; without gradients `x` is overwritten."""
+        skips: Iterator[Tensor] = iter(())
+        for i, block in list(enumerate(self.blocks))[part]:
+            if i == 1 and control is not None:
+                skips = control(x, t0, grid)
+            if (skip := next(skips, None)) is not None:
+                x = x + skip
             # not `i in layers`: torch.compile gets that wrong where a number of them changes
             here = perturbation is not None and any(i == layer for layer in perturbation.layers)
             texts = [caption[i] for caption in captions]
             arguments = x, t0, texts, grid, perturbation if here else None
             x = recomputed(block, *arguments) if self.recompute else block(*arguments)
+        return x
+
+    def leave(self, x: Tensor, t: Tensor, grid: tuple[int, int], variance: bool = True) -> Tensor:
+        """Tokens (B, N, D) to the answer (B, 2C, H, W), (B, C, H, W) without `variance`."""
         share = 0.5 if self.config.learns_variance and not variance else 1.0
         return self.unpatchify(self.final_layer(x, t, share), grid)
 
@@ -147,10 +179,19 @@ class PixArtTransformer(nn.Module):
 
         In `forward` a row serves equally many consecutive pictures.
         """
-        text = self.y_embedder(text.to(self.dtype))  # (B, L, D)
-        mask = None if mask is None else mask.bool()[:, None, None]
         layers = [block.cross_attn for block in self.blocks if isinstance(block, Block)]
-        return tuple(layer.read(text, mask) for layer in layers)
+        text = text.to(self.dtype)
+        if mask is None:
+            text = self.y_embedder(text)  # (B, L, D)
+            return tuple(layer.read(text, None) for layer in layers)
+        mask = mask.bool()
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # In training captions are padded to one length, most of which is never looked at.
+            places = mask.flatten().nonzero().squeeze(1)  # (V,) of the B·L
+            tokens = self.y_embedder(text.flatten(0, 1)[places])
+            return tuple(layer.read_packed(tokens, places, mask) for layer in layers)
+        text = self.y_embedder(text)
+        return tuple(layer.read(text, mask[:, None, None]) for layer in layers)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -103,6 +103,6 @@ def _leaned(
 def _encoded(
     encoder: T5TextEncoder, ids: Sequence[int], device: torch.device | None
 ) -> TextFeatures:
-    rows: Tensor = torch.tensor([list(ids)], device=device or encoder.encoder.embed.weight.device)
+    rows: Tensor = torch.tensor([list(ids)], device=device or encoder.encoder.device)
     mask = rows != PAD
     return TextFeatures(encoder.encoder(rows, mask), mask)

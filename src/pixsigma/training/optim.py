@@ -1,5 +1,6 @@
 """Optimisers and the learning rate over a run."""
 
+import importlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -8,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixsigma.training.recipe import OptimizerSection
+from pixsigma.errors import InputError, MissingExtraError
+from pixsigma.training.schedule_free import ScheduleFreeAdamW
+from pixsigma.training.sections import OptimizerSection
 
 
 def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
@@ -137,6 +140,10 @@ def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.
             return [torch.optim.Adafactor(params.values(), lr=rate, weight_decay=decay)]
         case "adamw":
             return [adamw(params.values(), rate, decay)]
+        case "adamw8bit":
+            return [adamw8bit(params.values(), rate, decay)]
+        case "schedulefree":
+            return [ScheduleFreeAdamW(params.values(), lr=rate, weight_decay=decay)]
     matrices = {
         name: p
         for name, p in params.items()
@@ -149,6 +156,23 @@ def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.
 def adamw(params: Iterable[Tensor], rate: float, decay: float) -> torch.optim.AdamW:
     """AdamW with a shorter memory of squares than usual: runs are short."""
     return torch.optim.AdamW(params, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+
+
+def adamw8bit(params: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW with its two moments in 8 bits (Dettmers et al. 2022).
+
+    Raises InputError without a GPU, MissingExtraError without bitsandbytes.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("adamw8bit needs a CUDA GPU, there is none here; adamw runs everywhere")
+    try:
+        bitsandbytes = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise MissingExtraError("adamw8bit needs bitsandbytes: pip install bitsandbytes") from error
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        list(params), lr=rate, betas=(0.9, 0.99), weight_decay=decay
+    )
+    return optimizer
 
 
 def rate_at(step: int, steps: int, section: OptimizerSection) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, get_sampler
+from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, LCM, get_sampler
+from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.errors import InputError
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.training.curves import draw_curves
@@ -25,6 +26,7 @@ def train(
 ) -> Iterator[Progress]:
     """Train, and keep in `out`: checkpoints/, model/, metrics.jsonl, curves.png, samples/.
 
+    Of an adapter adapter/ is kept in place of model/.
     `out/model` is a whole model wherever the recipe names a `base`. `stop` is asked after every
     step and ends the run with a checkpoint, as closing the generator does. Raises InputError
     before the first step where `out` holds a run and `resume` is not asked for.
@@ -39,7 +41,7 @@ def train(
     if not trainer.accelerator.is_main_process:
         yield from trainer.run(stop)
         return
-    validation = Validation(recipe, out, trainer.schedule)
+    validation = Validation(recipe, out, trainer.schedule, sampler_of(recipe))
     save_beside(trainer, out)
     log = out / METRICS
     rows = [row for row in read_metrics(log) if row["step"] <= trainer.step]
@@ -51,6 +53,7 @@ def train(
                 progress = dataclasses.replace(progress, **found)
             before = progress.step
             rows.append(told(progress))
+            track(trainer, rows[-1])
             write_metrics(log, rows)
             yield progress
     except GeneratorExit:
@@ -58,23 +61,53 @@ def train(
         raise
     finally:
         draw_curves(rows, out / CURVES)
+        trainer.accelerator.end_training()
+
+
+def track(trainer: Trainer, row: dict[str, Any]) -> None:
+    """Tell a report's numbers to the trackers that the recipe names."""
+    names = trainer.recipe.run.trackers
+    if not names:
+        return
+    accelerator = trainer.accelerator
+    if not accelerator.trackers:
+        accelerator.init_trackers("pixsigma", config=flat(trainer.recipe.model_dump(mode="json")))
+    numbers = {k: v for k, v in row.items() if isinstance(v, float | int) and k != "step"}
+    accelerator.log(numbers, step=row["step"])
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Keys with dots, values as words: what every tracker takes."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{before}{key}.") if inner else {before + key: str(value)}
+    return found
 
 
 def save_beside(trainer: Trainer, out: Path) -> None:
     """Write `out/model`: the transformer as it is, and the base's parts where one is named."""
     base = trainer.recipe.base
-    if base is None:
+    if base is None or trainer.recipe.adapter is not None:
         return
     parts = load_components(base, parts=("text_encoder", "autoencoder"))
+    if (tokens := trainer.recipe.max_tokens) is not None and parts.text_encoder is not None:
+        parts.text_encoder.tokenizer.max_length = tokens
     save_folder(
         out / "model",
         transformer=trainer.averaged(),
         text_encoder=parts.text_encoder,
         autoencoder=parts.autoencoder,
-        sampler=get_sampler(DEFAULT_SAMPLER),
+        sampler=sampler_of(trainer.recipe),
         schedule=trainer.schedule,
         variant=parts.variant,
     )
+
+
+def sampler_of(recipe: Recipe) -> Sampler:
+    """What the trained model is drawn with: few steps where few were learned."""
+    # of the two spacings of LCM the one that diffusers' file can say
+    return get_sampler(DEFAULT_SAMPLER) if recipe.distill is None else LCM(spacing="lcm-even")
 
 
 def told(progress: Progress) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pixsigma.data.features import Batch
 from pixsigma.diffusion.loss import training_loss
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.interfaces import Denoiser
-from pixsigma.training.recipe import LossSection
+from pixsigma.training.sections import LossSection
 
 
 def draw_timesteps(num: int, schedule: NoiseSchedule, how: str, rng: torch.Generator) -> Tensor:
@@ -47,7 +47,15 @@ def loss_of_batch(
     x0 = batch.latents
     t = draw_timesteps(len(x0), schedule, section.timesteps, rng).to(x0.device)
     eps = draw_noise(x0.shape, section.noise_offset, rng).to(x0.device)
-    return loss_at(denoiser, schedule, batch, t, eps, section.min_snr_gamma)
+    return loss_at(
+        denoiser,
+        schedule,
+        batch,
+        t,
+        eps,
+        min_snr_gamma=section.min_snr_gamma,
+        outside_mask=section.outside_mask,
+    )
 
 
 def loss_at(
@@ -56,10 +64,20 @@ def loss_at(
     batch: Batch,
     t: Tensor,
     eps: Tensor,
+    *,
     min_snr_gamma: float | None = None,
+    outside_mask: float | None = None,
 ) -> Tensor:
-    """Losses (B,) at timesteps t (B,) int64 with noise eps (B, C, H, W)."""
+    """Losses (B,) at timesteps t (B,) int64 with noise eps (B, C, H, W).
+
+    With `outside_mask` places count by the pictures' masks, black ones that much.
+    """
     x0 = batch.latents
     x = schedule.add_noise(x0, eps, t)
     output = denoiser(x, t.float(), batch.text.embeddings, batch.text.mask)
-    return training_loss(output, x0, eps, x, t, schedule, min_snr_gamma=min_snr_gamma).total
+    weights = None
+    if outside_mask is not None and batch.mask is not None:
+        weights = outside_mask + (1 - outside_mask) * batch.mask
+    return training_loss(
+        output, x0, eps, x, t, schedule, min_snr_gamma=min_snr_gamma, weights=weights
+    ).total

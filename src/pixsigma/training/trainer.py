@@ -1,6 +1,8 @@
 """The run: read downwards. A generator, so that the door owns the progress bar and Ctrl-C."""
 
+import copy
 import dataclasses
+import importlib.util
 import math
 import re
 import time
@@ -19,8 +21,11 @@ from pixsigma.data.batching import BucketBatches
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import MismatchError, NotFiniteError
+from pixsigma.errors import MismatchError, MissingExtraError, NotFiniteError
+from pixsigma.interfaces import TextFeatures
+from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.training.adapter import put_on, save_adapter, sharing
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
@@ -28,12 +33,17 @@ from pixsigma.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from pixsigma.training.ema import Ema
+from pixsigma.training.distill import Distillation, asked_alone
+from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
-from pixsigma.training.recipe import Recipe, RunSection, refuse_change
+from pixsigma.training.recipe import Recipe, refuse_change
+from pixsigma.training.sections import RunSection
 from pixsigma.training.step import loss_of_batch
 from pixsigma.weights.build import Part, resolve
 from pixsigma.weights.folder import read_transformer, save_transformer
+
+MOST_PARTS = 2**13
+"""Processes times `accumulate`: each part of a step has random numbers of its own."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Progress:
     """Where it was measured at this step."""
     picture: Path | None = None
     """Of the validation's prompts, where they were drawn at this step."""
+    stage: str | None = None
+    """Of a chain."""
 
 
 def build_model(recipe: Recipe) -> PixArtTransformer:
@@ -88,8 +100,23 @@ def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:
     return model
 
 
+def teacher_of(recipe: Recipe, model: PixArtTransformer) -> PixArtTransformer:
+    """The frozen network that a student learns from; beneath an adapter its own weights."""
+    assert recipe.distill is not None, "only a distillation has a teacher"
+    name = recipe.distill.teacher
+    if name is None and recipe.adapter is not None:
+        return sharing(model, {})
+    teacher = copy.deepcopy(model) if name is None else stronger(name, {})
+    return teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
+
+
 def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> None:
-    """Raise MismatchError where the features are not what the transformer takes."""
+    """Raise MismatchError where the features are not what the transformer or the loss takes."""
+    if recipe.loss.outside_mask is not None and not data.masked:
+        raise MismatchError(
+            f"loss.outside_mask needs masks, {recipe.features} has none: put NAME.mask.png beside "
+            "pictures and prepare them again, or leave it out"
+        )
     if data.text_width != config.caption_channels:
         raise MismatchError(
             f"text features in {recipe.features} have width {data.text_width}, the transformer "
@@ -107,9 +134,34 @@ def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> 
             )
 
 
-def start(run: RunSection) -> Accelerator:
-    """This process among those that `accelerate launch` or torchrun began: alone by default."""
-    return Accelerator(cpu=run.device == "cpu", mixed_precision=run.mixed_precision)
+def start(run: RunSection, out: Path) -> Accelerator:
+    """This process among those that `accelerate launch` or torchrun began: alone by default.
+
+    Raises MissingExtraError for a tracker that is not installed.
+    """
+    for name in run.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"run.trackers names {name}: pip install {name}, or leave it")
+    return Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision=run.mixed_precision,
+        log_with=list(run.trackers) or None,
+        project_dir=str(out),
+    )
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pictures that every step reads, and how much their loss counts."""
+
+    data: Features
+    batches: BucketBatches
+    weight: float = 1.0
+
+
+def trainable(model: PixArtTransformer) -> dict[str, Tensor]:
+    """The weights that a run moves, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Trainer:
@@ -117,25 +169,59 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out, run = recipe, out, recipe.run
-        self.accelerator = start(run)
-        self.data = open_features(recipe.features, long_captions=run.long_captions)
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = BucketBatches(
-            self.data.bucket_of, run.batch_size, run.seed, rank=rank, world=world
-        )
+        self.accelerator = start(run, out)
+        self.data = self.read(recipe.features)
+        self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
         self.model = build_model(recipe).to(self.accelerator.device)
-        self.model.recompute = run.gradient_checkpointing
         refuse_misfit(self.data, recipe, self.model.config)
-        self.ema = Ema(self.model, run.ema_decay)
-        self.optimizers = optimizers(self.model, recipe.optimizer)
+        if (prior := recipe.prior) is not None:
+            classes = self.read(prior.features)
+            refuse_misfit(classes, recipe, self.model.config)
+            self.streams.append(Stream(classes, self.order(classes), prior.weight))
+        teacher = None if recipe.distill is None else teacher_of(recipe, self.model)
+        adapter = recipe.adapter
+        self.adapted = {} if adapter is None else put_on(self.model, adapter)
+        self.model.recompute = run.gradient_checkpointing
+        for part in self.model.modules():
+            if isinstance(part, SelfAttention):
+                part.in_float32 = run.fp32_attention
+        section = recipe.optimizer.scaled(run.batch_size)
+        self.optimizers = optimizers(self.model, section)
+        self.ema = average_of(self.model, run, self.optimizers)
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.step = 0
+        self.distillation = None if teacher is None else self.distilled_from(teacher)
         if run.compile:
             # Block by block: all share one compiled body, so that it is ready in a minute.
             for block in self.model.blocks:
                 block.compile(dynamic=False)
         self.network, *self.movers = self.accelerator.prepare(self.model, *self.optimizers)
+
+    def read(self, features: Path) -> Features:
+        """Open prepared pictures; raises WeightsError."""
+        return open_features(features, long_captions=self.recipe.run.long_captions)
+
+    def order(self, data: Features) -> BucketBatches:
+        """Which rows this process reads in every step; raises InputError."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        run = self.recipe.run
+        return BucketBatches(data.bucket_of, run.batch_size, run.seed, rank=rank, world=world)
+
+    def distilled_from(self, teacher: PixArtTransformer) -> Distillation:
+        """The loss of a student, its target the average or itself."""
+        section = self.recipe.distill
+        assert section is not None, "a teacher is there for a distillation"
+        # weights that the average or the optimiser changes are seen at once: they are shared
+        averages = self.ema.shadow if section.target == "ema" else {}
+        target, autocast = sharing(self.model, averages), self.accelerator.autocast
+        return Distillation(
+            section=section,
+            schedule=self.schedule,
+            teacher=asked_alone(teacher, autocast),
+            target=asked_alone(target, autocast),
+            null=TextFeatures(self.data.null_text, self.data.null_mask),
+        )
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
         """Train to the last step, or until `stop` says so; `out/model` is always whole."""
@@ -156,13 +242,17 @@ class Trainer:
     def training_step(self) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
         run = self.recipe.run
-        parts = self.batches.rows(self.step).chunk(run.accumulate)
         first = self.accelerator.process_index * run.accumulate
+        parts = [
+            (stream, rows, self.randomness(first + i + k * MOST_PARTS))
+            for k, stream in enumerate(self.streams)
+            for i, rows in enumerate(stream.batches.rows(self.step).chunk(run.accumulate))
+        ]
         total = torch.zeros((), device=self.accelerator.device)
-        for i, rows in enumerate(parts):
-            last = i == run.accumulate - 1
+        for part in parts:
+            last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                total += self.backward(rows, self.randomness(first + i)) / len(parts)
+                total += self.backward(*part)
         self.set_rates(rate_at(self.step, run.steps, self.recipe.optimizer))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         for mover in self.movers:
@@ -171,14 +261,19 @@ class Trainer:
         self.ema.update(self.model)
         return total
 
-    def backward(self, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Gradients of some rows' mean loss, which is returned."""
-        batch = self.data.batch(rows, self.recipe.run.caption_dropout, rng)
-        device = self.accelerator.device
-        batch = Batch(batch.latents.to(device), batch.text.to(device))
-        loss = loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng).mean()
-        self.accelerator.backward(loss / self.recipe.run.accumulate)
+    def backward(self, stream: Stream, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """Gradients of what some rows add to the step's loss, which is returned."""
+        batch = stream.data.batch(rows, self.recipe.run.caption_dropout, rng)
+        losses = self.losses(batch.to(self.accelerator.device), rng)
+        loss = losses.mean() * stream.weight / self.recipe.run.accumulate
+        self.accelerator.backward(loss)
         return loss.detach()
+
+    def losses(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """(B,): of every picture."""
+        if self.distillation is not None:
+            return self.distillation.loss(self.network, batch, rng)
+        return loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng)
 
     def randomness(self, part: int) -> torch.Generator:
         """Of one part of one step's pictures: a function of seed, step and part alone.
@@ -186,7 +281,7 @@ class Trainer:
         So a run resumes exactly without any state of random numbers, and two processes draw what
         one with `accumulate = 2` does.
         """
-        seed = (self.recipe.run.seed * 2**28 + self.step) * 2**14 + part
+        seed = (self.recipe.run.seed * 2**28 + self.step) * 2 * MOST_PARTS + part
         return torch.Generator().manual_seed(seed % 2**63)
 
     def set_rates(self, share: float) -> None:
@@ -218,7 +313,7 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "recipe": self.recipe.model_dump(mode="json"),
-            "model": self.model.state_dict(),
+            "model": trainable(self.model),
             "ema": self.ema.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
@@ -226,14 +321,23 @@ class Trainer:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(checkpoint_at(self.out, self.step), state)
         drop_old_checkpoints(self.out, self.recipe.run.keep_checkpoints)
-        save_transformer(self.averaged(), self.out / "model" / "transformer")
+        self.save_result()
+
+    def save_result(self) -> None:
+        """Write what the run is for: the averaged weights, as a model or as an adapter."""
+        adapter, weights = self.recipe.adapter, self.ema.shadow
+        if adapter is None:
+            save_transformer(self.averaged(), self.out / "model" / "transformer")
+            return
+        base = self.recipe.model.init_from
+        save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
 
     def resume(self) -> None:
         """Go on exactly where the last checkpoint stands; raises MissingWeightsError."""
         state = load_checkpoint(latest_checkpoint(self.out))
         refuse_change(state["recipe"], self.recipe)
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=self.recipe.adapter is None)
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -241,7 +345,9 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def averaged(self) -> PixArtTransformer:
-        """The model with the averaged weights."""
+        """The model with the averaged weights; what is not trained is shared with it."""
+        if self.recipe.adapter is not None:
+            return sharing(self.model, self.ema.shadow)
         with torch.device("meta"):
             model = PixArtTransformer(self.model.config)
         model.load_state_dict(self.ema.shadow, assign=True)

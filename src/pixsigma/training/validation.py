@@ -11,12 +11,14 @@ from PIL import Image
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusers_call import PipelineOutput
+from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import InputError
 from pixsigma.interfaces import Denoiser
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pipeline import PixArtSigmaPipeline
-from pixsigma.training.recipe import Recipe, ValidationSection
+from pixsigma.training.recipe import Recipe
+from pixsigma.training.sections import ValidationSection
 from pixsigma.training.step import loss_at
 from pixsigma.weights.build import load_components
 
@@ -53,7 +55,9 @@ def held_out_loss(
 class Validation:
     """Measures and draws with the averaged weights of a run."""
 
-    def __init__(self, recipe: Recipe, out: Path, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self, recipe: Recipe, out: Path, schedule: NoiseSchedule, sampler: Sampler
+    ) -> None:
         """Reads the base's text encoder and autoencoder; raises WeightsError or InputError."""
         self.section: ValidationSection = recipe.validation
         self.folder, self.schedule = out / "samples", schedule
@@ -63,7 +67,8 @@ class Validation:
         if self.section.prompts:
             assert recipe.base is not None, "the recipe refuses prompts without a base"
             parts = load_components(recipe.base, parts=("text_encoder", "autoencoder"))
-            self.pipe = PixArtSigmaPipeline(dataclasses.replace(parts, schedule=schedule))
+            drawn = dataclasses.replace(parts, schedule=schedule, sampler=sampler)
+            self.pipe = PixArtSigmaPipeline(drawn)
             prompts = list(self.section.prompts)
             self.text = self.pipe.encode(prompts)
             self.null = self.pipe.encode([""] * len(prompts))

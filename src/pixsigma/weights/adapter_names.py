@@ -63,6 +63,8 @@ FACTORS = tuple(
         (r"\.dora_scale", "lengths"),
         (r"\.(hada_(?:w[12]_[ab]|t[12]))", r"\1"),
         (r"\.(lokr_(?:w[12]|w[12]_[ab]|t2))", r"\1"),
+        (rf"\.oft_R{_ADAPTER}\.weight", "oft_vectors"),
+        (r"\.diff", "full_difference"),
     )
 )
 """How names of tensors end, and what they are."""

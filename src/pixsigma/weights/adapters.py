@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from pixsigma.errors import CorruptWeightsError, MismatchError, MissingWeightsError
-from pixsigma.models.lora import Factors, LoHa, LoKr, LoRA, Update, product_shape
+from pixsigma.models.lora import OFT, Factors, Full, LoHa, LoKr, LoRA, Update, product_shape
 from pixsigma.weights.adapter_names import TEXT_ENCODER, Names, NameTable, Place, Target
 from pixsigma.weights.files import Tensors, open_tensors, read_json
 from pixsigma.weights.load import MAX_LISTED
@@ -25,7 +25,13 @@ ADAPTER_FILES = tuple(
 )
 """What peft and diffusers name the file in an adapter's folder."""
 
-KINDS: dict[str, type[Factors]] = {"lora": LoRA, "hada": LoHa, "lokr": LoKr}
+KINDS: dict[str, type[Factors]] = {
+    "lora": LoRA,
+    "hada": LoHa,
+    "lokr": LoKr,
+    "oft": OFT,
+    "full": Full,
+}
 """By the first word of a factor's name."""
 
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
@@ -44,7 +50,7 @@ class AdapterReport:
     names: tuple[Names, ...]
     """Whose names its modules have."""
     kinds: tuple[str, ...]
-    """LoRA, LoHa, LoKr, or one of these with DoRA's lengths."""
+    """LoRA, LoHa, LoKr, OFT, Full, or one of the first with DoRA's lengths."""
     ranks: tuple[int, ...]
     """The different ranks that occur; none where LoKr has whole matrices only."""
     num_modules: int
@@ -78,6 +84,8 @@ class Scaling:
     alphas: Mapping[str, float] = field(default_factory=dict)
     """Regular expression for the end of a module's name to its alpha."""
     ranks: Mapping[str, int] = field(default_factory=dict)
+    num_terms: int | None = 5
+    """Of OFT's series; None where the config asks for the inverse."""
 
     def of(self, module: str, rank: int | None) -> float:
         """The scale of one module; `rank` as its tensors tell."""
@@ -121,6 +129,9 @@ def adapter_file(path: Path | str) -> Path:
     if not os.path.isdir(path):  # noqa: PTH112
         raise MissingWeightsError(f"an adapter is a file or a folder, there is none at {path}")
     named = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
+    inside = path / "adapter"  # of a run of `pixsigma train`
+    if not named and adapter_folder(inside):
+        return adapter_file(inside)
     found = named[:1] or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise MissingWeightsError(
@@ -128,6 +139,11 @@ def adapter_file(path: Path | str) -> Path:
             f"{path} has {len(found)}; name the file itself"
         )
     return found[0]
+
+
+def adapter_folder(path: Path) -> bool:
+    """Whether a folder has a file under one of the names that peft and diffusers give."""
+    return any((path / name).is_file() for name in ADAPTER_FILES)
 
 
 def _grouped(
@@ -173,15 +189,20 @@ def _update(place: Place, given: Mapping[str, Tensor], scaling: Scaling | None) 
     """Build one update; raises what torch raises where the tensors do not fit."""
     plain = {k: t for k, t in given.items() if k not in ("alpha", "lengths", "row_lengths")}
     (kind,) = {name.partition("_")[0] for name in plain}
-    factors = KINDS[kind](**{name.partition("_")[2]: t for name, t in plain.items()})
-    shape, target = product_shape(factors), place.target.shape
+    told: dict[str, Any] = {name.partition("_")[2]: t for name, t in plain.items()}
+    if kind == "oft" and scaling:
+        told["num_terms"] = scaling.num_terms
+    factors = KINDS[kind](**told)
+    target = place.target.shape
+    shape = product_shape(factors, target)
     if (shape[0], math.prod(shape)) != (target[0], math.prod(target)) or (
         len(shape) == len(target) and shape != target
     ):
         raise ValueError(f"together they make {shape}")
+    scaled = not isinstance(factors, OFT | Full)
     return Update(
         factors=factors,
-        scale=_scale(given.get("alpha"), factors.rank, place.module, scaling),
+        scale=_scale(given.get("alpha"), factors.rank, place.module, scaling) if scaled else 1.0,
         magnitude=_magnitude(given, target),
     )
 
@@ -235,18 +256,25 @@ def scaling_of(config: Mapping[str, Any], source: str) -> Scaling:
             f"changing them (init_lora_weights {start}); save it converted to a plain LoRA with "
             "peft's path_initial_model_for_weight_conversion"
         )
+    if config.get("coft"):
+        raise MismatchError(
+            f"an adapter must be told by its tensors, {source} constrains its rotations anew at "
+            "every call (coft); train it without"
+        )
     try:
         rank = int(config["r"])
+        terms = int(config.get("num_cayley_neumann_terms", 5))
         return Scaling(
             alpha=float(config.get("lora_alpha", config.get("alpha", rank))),
             rank=rank,
             rslora=bool(config.get("use_rslora")),
             alphas=config.get("alpha_pattern") or {},
             ranks=config.get("rank_pattern") or {},
+            num_terms=terms if config.get("use_cayley_neumann", True) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MismatchError(
-            f"{source} must be the config of a LoRA, LoHa or LoKr with r and alpha, it is of kind "
+            f"{source} must be the config of a LoRA, LoHa, LoKr or OFT with r, it is of kind "
             f"{config.get('peft_type')}: {error}"
         ) from error
 

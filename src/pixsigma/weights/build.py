@@ -85,42 +85,43 @@ def load_components(
     variant: Variant | None = None,
     file_variant: str | None = None,
     use_safetensors: bool | None = None,
+    stream_text: bool = False,
+    prompt_cache: str | Path | None = None,
     offline: bool = False,
+    int8: bool = False,
 ) -> Components:
     """Load `mini`, a preset, a folder, a `.pth` or `.safetensors` file, or a hub name.
 
     `parts` names what to load. A transformer that comes alone takes the other parts from
     `text_and_vae`, by default the published ones on the hub. `resolution` and `variant` are hints
     for files that do not tell; `file_variant` (`fp16`) and `use_safetensors` choose among copies.
+    `int8` quantises the transformer while it is read. `stream_text` leaves the text encoder in its
+    file, read layer by layer as it works; `prompt_cache` is a folder that answers for it where a
+    prompt was encoded before.
     Raises WeightsError or InputError.
     """
     if unknown := set(parts) - set(ALL_PARTS):
         raise InputError(f"parts are {', '.join(ALL_PARTS)}; got {', '.join(sorted(unknown))}")
-    known = PRESETS.get(str(name_or_path))
-    if known and known.hub:
-        resolution, variant = resolution or known.resolution, variant or known.variant
     choice = FileChoice(variant=file_variant, use_safetensors=use_safetensors, offline=offline)
-    # Without the transformer its file is still opened: it tells what the model is.
-    main = resolve(name_or_path, parts, choice)
-    opened = folders.open_transformer(main, choice=choice, resolution=resolution, variant=variant)
+    opened, source = locate(name_or_path, parts, text_and_vae, choice, resolution, variant)
     told = opened.detected.variant
-    if text_and_vae is None and (known or not main.is_dir()):
-        source = Source(main=main, rest=_missing(main, parts, TEXT_AND_VAE[told], choice))
-    else:
-        rest = None if text_and_vae is None else _elsewhere(text_and_vae, _others(parts), choice)
-        source = Source(main=main, rest=rest, rest_first=True)
     tokens = _tokens(source, told)
     text = vae = None
     if "text_encoder" in parts:
         text = folders.read_text_encoder(
-            source.of("text_encoder"), dtype=dtype, max_tokens=tokens, choice=choice
+            source.of("text_encoder"),
+            dtype=dtype,
+            max_tokens=tokens,
+            choice=choice,
+            stream=stream_text,
+            prompt_cache=prompt_cache,
         )
     if "autoencoder" in parts:
         vae = folders.read_autoencoder(source.of("vae"), dtype=dtype, choice=choice)
         folders.check_latents(opened.config, vae)
     sampler, schedule = folders.read_sampler(_with_scheduler(source))
     return Components(
-        transformer=opened.load(dtype) if "transformer" in parts else None,
+        transformer=opened.load(dtype, int8=int8) if "transformer" in parts else None,
         text_encoder=text,
         autoencoder=vae,
         sampler=sampler,
@@ -130,6 +131,32 @@ def load_components(
         resolution=opened.detected.resolution,
         name=str(name_or_path),
     )
+
+
+def locate(
+    name_or_path: str | Path,
+    parts: Collection[Part] = ALL_PARTS,
+    text_and_vae: str | Path | None = None,
+    choice: FileChoice | None = None,
+    resolution: int | None = None,
+    variant: Variant | None = None,
+) -> tuple[folders.OpenTransformer, Source]:
+    """What the transformer is and where the other parts are, before any weights are read.
+
+    The arguments are those of `load_components`. Raises WeightsError.
+    """
+    choice = choice or FileChoice()
+    known = PRESETS.get(str(name_or_path))
+    if known and known.hub:
+        resolution, variant = resolution or known.resolution, variant or known.variant
+    # Without the transformer its file is still opened: it tells what the model is.
+    main = resolve(name_or_path, parts, choice)
+    opened = folders.open_transformer(main, choice=choice, resolution=resolution, variant=variant)
+    if text_and_vae is None and (known or not main.is_dir()):
+        rest = _missing(main, parts, TEXT_AND_VAE[opened.detected.variant], choice)
+        return opened, Source(main=main, rest=rest)
+    rest = None if text_and_vae is None else _elsewhere(text_and_vae, _others(parts), choice)
+    return opened, Source(main=main, rest=rest, rest_first=True)
 
 
 def resolve(

@@ -44,7 +44,10 @@ _T5_FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("t5",),
 }
 
-_OURS = ("kv_compression", "qk_norm")
+_OURS = ("kv_compression", "qk_norm", "quantization_config")
+
+QUANTIZATION = {"quant_method": "pixsigma-int8"}
+"""What the config of a transformer in 8 bits says, so that other programs refuse it."""
 
 
 def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
@@ -56,6 +59,7 @@ def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
     """
     _check_class(values, TRANSFORMER_CLASSES)
     _check_fixed(values, _TRANSFORMER_FIXED, "transformer")
+    _check_fixed(values, {"quantization_config": (None, QUANTIZATION)}, "transformer")
     size = values.get("sample_size", 128)
     heads = values.get("num_attention_heads", 16), values.get("attention_head_dim", 72)
     captions = values.get("caption_channels")

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pixsigma.errors import InputError, OutputError
+from pixsigma.errors import InputError, MismatchError, OutputError
 from pixsigma.weights import config_files, folder
 from pixsigma.weights.files import Tensors, save_tensors, write_json
 from pixsigma.weights.keymaps import DIFFUSERS
@@ -39,6 +39,8 @@ def convert(
     source, target = Path(source), Path(target)
     _check_target(source, target, to)
     opened = folder.open_transformer(source, resolution=resolution, variant=variant)
+    if opened.int8_layers:
+        raise MismatchError(f"{source} is in 8 bits and stays so: convert the model it was made of")
     config, detected = opened.config, opened.detected
     ours = _cast(detected.keymap.to_ours(opened.tensors), dtype)
     check_fit(opened.expected(), ours.specs, detected.keymap)

@@ -45,6 +45,10 @@ SAFETENSORS_DTYPES = {
 }
 
 
+MAPPED_BYTES = 128 * 2**20
+"""What is read of a safetensors file before it is mapped anew."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What is known of a tensor before it is read."""
@@ -205,7 +209,28 @@ def _open_safetensors(path: Path) -> Tensors:
             part = file.get_slice(key)
             specs[key] = Spec(tuple(part.get_shape()), _dtype(part.get_dtype(), path))
         metadata = file.metadata()
-    return Tensors(specs, file.get_tensor, metadata)
+    return Tensors(specs, Fresh(path, file), metadata)
+
+
+class Fresh:
+    """Reads tensors of a safetensors file, mapped anew from time to time.
+
+    Pages that were read stay with their mapping. Without a new one, a file that is cast while it
+    is loaded would lie in memory whole, beside its copy.
+    """
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path = path
+        self._file = file
+        self._num_bytes = 0
+
+    def __call__(self, key: str) -> Tensor:
+        """Read one tensor; it keeps its mapping."""
+        if self._num_bytes > MAPPED_BYTES:
+            self._file, self._num_bytes = safe_open(str(self._path), framework="pt"), 0
+        tensor: Tensor = self._file.get_tensor(key)
+        self._num_bytes += tensor.nbytes
+        return tensor
 
 
 def _dtype(name: str, path: Path) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pixsigma.config import ScheduleConfig, TransformerConfig
+from pixsigma.config import AutoencoderConfig, ScheduleConfig, T5Config, TransformerConfig
 from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.samplers.published import config_of, sampler_from_config
@@ -22,6 +22,7 @@ from pixsigma.errors import (
 )
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
+from pixsigma.models.quantized import has_int8, quantized_layers
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
@@ -40,6 +41,9 @@ from pixsigma.weights.files import (
 from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_names
 from pixsigma.weights.load import load_into
 from pixsigma.weights.locate import FileChoice, find_weights
+from pixsigma.weights.prompt_cache import CachedT5, fingerprint
+from pixsigma.weights.quantized import builder, in_int8, int8_layers
+from pixsigma.weights.streaming import StreamedT5, open_streamed
 
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
 """Classes that `model_index.json` may name."""
@@ -70,15 +74,32 @@ class OpenTransformer:
         """What the network is."""
         return self.detected.config
 
+    @property
+    def int8_layers(self) -> tuple[str, ...]:
+        """Layers that the file has in 8 bits."""
+        return quantized_layers(self.tensors)
+
     def expected(self) -> dict[str, Spec]:
         """Our names and the shapes that the network has."""
         with torch.device("meta"):
-            return Tensors.of(PixArtTransformer(self.config).state_dict()).specs
+            return Tensors.of(builder(self.config, self.int8_layers)().state_dict()).specs
 
-    def load(self, dtype: torch.dtype | None = None) -> PixArtTransformer:
-        """Read the weights; raises MismatchError."""
-        build = partial(PixArtTransformer, self.config)
-        return load_into(build, self.tensors, self.detected.keymap, dtype=dtype)
+    def load(
+        self, dtype: torch.dtype | None = None, *, int8: bool = False, keep: str | None = None
+    ) -> PixArtTransformer:
+        """Read the weights; raises MismatchError.
+
+        `int8` quantises layer by layer while reading, but for layers whose names match `keep`; what
+        is in 8 bits computes in float32 whatever `dtype` says.
+        """
+        layers = self.int8_layers
+        if not (int8 or layers):
+            plain = partial(PixArtTransformer, self.config)
+            return load_into(plain, self.tensors, self.detected.keymap, dtype=dtype)
+        ours = self.detected.keymap.to_ours(self.tensors)
+        fresh = int8_layers(ours, keep) if int8 else ()
+        build = builder(self.config, (*layers, *fresh))
+        return load_into(build, in_int8(ours, fresh), dtype=torch.float32)
 
 
 def folder_variant(folder: Path) -> Variant | None:
@@ -137,18 +158,37 @@ def read_text_encoder(
     dtype: torch.dtype | None = None,
     max_tokens: int | None = None,
     choice: FileChoice | None = None,
+    stream: bool = False,
+    prompt_cache: Path | str | None = None,
 ) -> T5TextEncoder:
     """Load T5 and its tokenizer from a folder with `text_encoder/` and `tokenizer/`.
 
-    Under fp16 the last linear layers stay fp32, as T5 needs. Raises WeightsError.
+    Under fp16 the last linear layers stay fp32, as T5 needs. `stream` leaves the matrices in the
+    file and reads them as they are used. `prompt_cache` is a folder for answers: the encoder is
+    opened only for prompts that are not there. Raises WeightsError or InputError.
     """
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
     tokenizer = Tokenizer(vocabulary_file(path / "tokenizer"), max_tokens or folder_tokens(path))
-    build = partial(T5Encoder, config_files.t5_config(config_files.read_config(folder)))
-    tensors = open_tensors(find_weights(folder, "text_encoder", choice))
+    config = config_files.t5_config(config_files.read_config(folder))
+    file = find_weights(folder, "text_encoder", choice)
+    opened = partial(_open_t5, file, config, dtype, stream)
+    if prompt_cache is None:
+        return T5TextEncoder(tokenizer, opened())
+    tensors = open_tensors(file)
+    identity = fingerprint(T5.to_ours(tensors), config)
+    kept = dtype or next(iter(tensors.specs.values())).dtype
+    cached = CachedT5(Path(prompt_cache).expanduser(), config, identity, kept, opened)
+    return T5TextEncoder(tokenizer, cached)
+
+
+def _open_t5(
+    file: Path, config: T5Config, dtype: torch.dtype | None, stream: bool
+) -> T5Encoder | StreamedT5:
+    if stream:
+        return open_streamed(file, config, dtype)
     kept = partial(T5Encoder.storage_dtype, dtype=dtype) if dtype else None
-    return T5TextEncoder(tokenizer, load_into(build, tensors, T5, dtype=kept))
+    return load_into(partial(T5Encoder, config), open_tensors(file), T5, dtype=kept)
 
 
 def vocabulary_file(folder: Path) -> Path:
@@ -172,6 +212,24 @@ def read_autoencoder(
     config = config_files.autoencoder_config(config_files.read_config(folder))
     tensors = open_tensors(find_weights(folder, "vae", choice))
     return load_into(partial(KLAutoencoder, config), tensors, AUTOENCODER, dtype=dtype)
+
+
+def open_text_encoder(
+    path: Path | str, choice: FileChoice | None = None
+) -> tuple[T5Config, Tensors, Path]:
+    """Config, unread tensors and file of the text encoder; raises WeightsError."""
+    folder = _part_folder(Path(path), "text_encoder")
+    file = find_weights(folder, "text_encoder", choice)
+    return config_files.t5_config(config_files.read_config(folder)), open_tensors(file), file
+
+
+def open_autoencoder(
+    path: Path | str, choice: FileChoice | None = None
+) -> tuple[AutoencoderConfig, Tensors]:
+    """Config and unread tensors of the autoencoder; raises WeightsError."""
+    folder = _part_folder(Path(path), "vae")
+    config = config_files.autoencoder_config(config_files.read_config(folder))
+    return config, open_tensors(find_weights(folder, "vae", choice))
 
 
 def read_sampler(path: Path | str) -> tuple[Sampler, NoiseSchedule]:
@@ -224,7 +282,15 @@ def save_folder(
 
 
 def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:
-    """Write `config.json` and weights in diffusers names; raises OutputError."""
+    """Write `config.json` and weights in diffusers names; raises OutputError.
+
+    A network in 8 bits has our own names, and is not for diffusers.
+    """
+    if has_int8(transformer):
+        config = config_files.transformer_json(transformer.config)
+        config["quantization_config"] = config_files.QUANTIZATION
+        _save_part(Path(folder), Tensors.of(transformer.state_dict()), config, "transformer")
+        return
     tensors = DIFFUSERS.to_theirs(transformer.state_dict())
     _save_part(
         Path(folder), tensors, config_files.transformer_json(transformer.config), "transformer"

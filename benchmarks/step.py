@@ -1,0 +1,138 @@
+"""One step with guidance of the XL/2 size, ours against diffusers in one run.
+
+    python benchmarks/step.py --sizes 256,512,1024 --tokens 20
+    python benchmarks/step.py --quick
+
+Random weights, one set for all. Every variant's output is compared with diffusers' eager fp32.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from common import Task, in_diffusers, parser, random_transformer, step_of_diffusers, step_of_ours
+from common import useful_flops as flops_of
+from torch import Tensor
+
+from pixsigma.config import TransformerConfig
+from pixsigma.measuring import (
+    Timing,
+    bars,
+    columns,
+    gemm_peak,
+    interleaved,
+    relative_error,
+    write_report,
+)
+from pixsigma.quantize import quantized
+
+BASE = "diffusers eager"
+VARIANTS = (BASE, "diffusers compiled", "ours", "ours compiled", "ours int8")
+
+
+def flags() -> Namespace:
+    found = parser(__doc__ or "")
+    found.add_argument("--sizes", default="256,512,1024", help="sides in pixels, with commas")
+    found.add_argument("--tokens", type=int, default=20, help="of the prompt")
+    found.add_argument("--layers", type=int, default=28, help="fewer for a short run")
+    found.add_argument("--variants", default=f"{BASE},ours,ours int8", help=", ".join(VARIANTS))
+    args = found.parse_args()
+    args.sizes = [int(side) for side in args.sizes.split(",")]
+    args.variants = [name.strip() for name in args.variants.split(",")]
+    if unknown := set(args.variants) - set(VARIANTS):
+        found.error(f"variants are {', '.join(VARIANTS)}; got {', '.join(unknown)}")
+    if args.quick:
+        args.sizes, args.rounds, args.layers = [64, 128], 2, 2
+    return args
+
+
+def config_of(args: Namespace) -> TransformerConfig:
+    config = TransformerConfig(num_layers=args.layers)
+    return replace(config, num_attention_heads=4, caption_channels=64) if args.quick else config
+
+
+def networks(args: Namespace) -> dict[str, torch.nn.Module]:
+    """Variant to its network; all look at one set of weights but for the quantised one."""
+    ours = random_transformer(config_of(args))
+    found: dict[str, torch.nn.Module] = {"ours": ours}
+    if any("diffusers" in name for name in args.variants):
+        found[BASE] = in_diffusers(ours)
+        found["diffusers compiled"] = torch.compile(found[BASE])
+    if "ours compiled" in args.variants:
+        found["ours compiled"] = torch.compile(ours)
+    if "ours int8" in args.variants:
+        found["ours int8"] = quantized(ours, "int8")
+    return {name: found[name] for name in args.variants}
+
+
+def step_of(name: str, network: torch.nn.Module, task: Task) -> Callable[[], Tensor]:
+    if "diffusers" in name:
+        return step_of_diffusers(network, task)
+    # the compiled module has no `read`; its parts are those of the original
+    return step_of_ours(network, task)
+
+
+def measure(args: Namespace, found: dict[str, torch.nn.Module], side: int) -> dict[str, object]:
+    """Times, ratios and errors at one size."""
+    config = config_of(args)
+    task = Task.of(config, side, args.tokens)
+    steps = {name: step_of(name, network, task) for name, network in found.items()}
+    outputs = {name: step() for name, step in steps.items()}
+    expected = outputs[BASE if BASE in outputs else args.variants[0]]
+    times = interleaved(steps, args.rounds, warm=0)
+    base = times[BASE if BASE in times else args.variants[0]]
+    flops = flops_of(config, side, args.tokens)
+    rows = {
+        name: {
+            **times[name].told(),
+            "faster": base.over(times[name]).told(),
+            "error": relative_error(outputs[name], expected),
+            "gflops": flops / times[name].median / 1e9,
+        }
+        for name in steps
+    }
+    return {"flops": flops, "variants": rows, "times": times}
+
+
+def main() -> None:
+    args = flags()
+    found = networks(args)
+    peak = gemm_peak(512 if args.quick else 2048)
+    print(f"float32 products: {peak:.0f} GFLOP/s at best")
+    sizes, ratios = {}, {}
+    for side in args.sizes:
+        result = measure(args, found, side)
+        times: dict[str, Timing] = result.pop("times")
+        sizes[side] = result
+        base = times[args.variants[0]]
+        ratios[f"{side}px"] = {name: base.over(times[name]) for name in times}
+        print(f"\n{side}px")
+        print(columns([row_of(name, row, peak) for name, row in result["variants"].items()]))
+        # after every size, since a long run may be stopped
+        write_report(
+            args.out / "step.json",
+            {"tokens": args.tokens, "layers": args.layers, "peak_gflops": peak, "sizes": sizes},
+        )
+    bars(
+        args.out / "step.png",
+        ratios,
+        title=f"One guided step, {args.layers} layers of XL/2, {args.tokens} tokens",
+        label=f"times as fast as {args.variants[0]}",
+    )
+    print(f"\n{args.out / 'step.json'}, {args.out / 'step.png'}")
+
+
+def row_of(name: str, row: dict, peak: float) -> dict[str, object]:
+    return {
+        "variant": name,
+        "seconds": row["median"],
+        "quartiles": f"{row['low']:.3g} to {row['high']:.3g}",
+        "times as fast": row["faster"]["median"],
+        "error": f"{row['error']:.1e}",
+        "share of peak": f"{row['gflops'] / peak:.0%}",
+    }
+
+
+if __name__ == "__main__":
+    main()

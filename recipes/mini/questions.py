@@ -1,0 +1,46 @@
+"""What mini is asked to draw one thing at a time: known things, held-out pairs, unseen words."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sources import Thing, with_article
+
+WHERE = "on a white background"
+Row = dict[str, Any]
+
+
+def things_asked(things: Iterable[Thing], held_out: Iterable[Row]) -> list[Row]:
+    """Every thing on white, and the held-out pairs in their style on white."""
+    known = {thing.name: thing for thing in things}
+    plain = [_row("things", f"{thing.phrase} {WHERE}", thing.name) for thing in known.values()]
+    pairs = [
+        _row("held_out", f"{known[row['thing']].phrase} {WHERE}, {row['style']}", row["thing"])
+        for row in held_out
+    ]
+    return plain + pairs
+
+
+def _row(measure: str, prompt: str, thing: str) -> Row:
+    return {"measure": measure, "prompt": prompt, "thing": thing}
+
+
+def synonyms_asked(listing: Path, things: Sequence[Thing], captions: Sequence[str]) -> list[Row]:
+    """Each line `words | thing` of the listing on white.
+
+    Raises SystemExit for words of which all occur in captions, and for an unknown thing.
+    """
+    names = {thing.name for thing in things}
+    known = set(re.findall(r"[a-z']+", " ".join(captions).lower()))
+    rows = []
+    for line in listing.read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        words, thing = (part.strip() for part in line.split("|"))
+        if thing not in names:
+            raise SystemExit(f"{listing.name}: {thing!r} is not in things.txt")
+        if words in known or (words + "s") in known:
+            raise SystemExit(f"{listing.name}: {words!r} is in a caption, so it is no new word")
+        rows.append(_row("synonyms", f"{with_article(words)} {WHERE}", thing))
+    return rows

@@ -1,0 +1,176 @@
+"""From flags to a plan, and from a plan to a pipeline that follows it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pixsigma.errors import InputError
+from pixsigma.machine import parse_memory, this_machine
+from pixsigma.memory import Plan, Wish, make_plan, parameters, require
+from pixsigma.models.decoding import check_way
+from pixsigma.models.t5 import T5Encoder
+from pixsigma.requests import GenerationRequest
+from pixsigma.weights.facts import Facts, facts_of
+from pixsigma.weights.prompt_cache import LARGE, default_folder
+
+if TYPE_CHECKING:
+    from pixsigma.pipeline import PixArtSigmaPipeline
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The precisions that the command line knows."""
+
+SMALL = 2_000_000_000
+"""Bytes that a drawing may need, roughly counted, before the machine is looked at."""
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of this name; `auto` is fp32 on a CPU and fp16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise InputError(f"--dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def plan_for(
+    model: str,
+    *,
+    size: tuple[int, int] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: str | None = None,
+    decode: str = "auto",
+    text_and_vae: str | None = None,
+    measure: bool = False,
+    **wish: Any,
+) -> Plan:
+    """The plan of a picture of `size` (width, height), the model's own where None.
+
+    Raises WeightsError, or InputError for flags that make no sense.
+    """
+    facts = facts_of(model, text_and_vae)
+    return planned(facts, size, device, dtype, memory, decode, measure, **wish)
+
+
+def planned(
+    facts: Facts,
+    size: tuple[int, int] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: str | None,
+    decode: str,
+    measure: bool = False,
+    **wish: Any,
+) -> Plan:
+    """The same for known facts."""
+    if decode != "auto":
+        check_way(decode)
+    side = facts.transformer.sample_size * facts.autoencoder.factor
+    width, height = size or (side, side)
+    machine = this_machine(device, dtype, measure)
+    if memory is not None:
+        machine = replace(machine, memory=parse_memory(memory))
+    asked = None if decode == "auto" else decode
+    return make_plan(
+        facts, Wish(width=width, height=height, dtype=dtype, decode=asked, **wish), machine
+    )
+
+
+def fitted(
+    model: str,
+    requests: Iterable[GenerationRequest],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: str | None,
+    decode: str,
+    prompt_cache: str,
+    text_and_vae: str | None,
+    quantize: str | None = None,
+    aspect_size: tuple[int, int] | None = None,
+) -> "PixArtSigmaPipeline":
+    """The pipeline for these requests, loaded and placed as its plan says.
+
+    Where a drawing is small beside any machine and no limit is given, no plan is made. Raises
+    OutOfMemoryError with advice where nothing fits.
+    """
+    facts = facts_or_none(model, text_and_vae)
+    plan = None
+    if facts is not None and (memory is not None or needs_plan(facts, requests, dtype)):
+        size = largest(requests) or aspect_size
+        plan = require(planned(facts, size, device, dtype, memory, decode))
+    if decode != "auto":
+        check_way(decode)
+    cache = cache_folder(prompt_cache, facts)
+    return load(model, device, dtype, plan, decode, cache, text_and_vae, quantize)
+
+
+def load(
+    model: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    plan: Plan | None,
+    decode: str,
+    prompt_cache: Path | None,
+    text_and_vae: str | None,
+    quantize: str | None,
+) -> "PixArtSigmaPipeline":
+    """The pipeline, following a plan if there is one."""
+    from pixsigma.pipeline import PixArtSigmaPipeline
+
+    pipe = PixArtSigmaPipeline.from_pretrained(
+        model,
+        torch_dtype=dtype,
+        text_and_vae=text_and_vae,
+        stream_text=plan is not None and plan.stream_text,
+        prompt_cache=prompt_cache,
+        quantize=quantize,
+    )
+    pipe.decoding = plan.decode if plan else decode.replace("auto", "whole")
+    if plan is None or plan.placement == "resident":
+        return pipe.to(device)
+    if plan.placement == "model":
+        pipe.enable_model_cpu_offload(str(device))
+    else:
+        pipe.enable_sequential_cpu_offload(str(device))
+    return pipe
+
+
+def facts_or_none(model: str, text_and_vae: str | None) -> Facts | None:
+    """The facts; None for what is still to be downloaded, or fails in a way that loading tells."""
+    from pixsigma.errors import WeightsError
+
+    try:
+        return facts_of(model, text_and_vae)
+    except WeightsError:
+        return None
+
+
+def needs_plan(facts: Facts, requests: Iterable[GenerationRequest], dtype: torch.dtype) -> bool:
+    """Whether a rough count says that memory may matter."""
+    size = largest(requests)
+    side = facts.transformer.sample_size * facts.autoencoder.factor
+    pixels = size[0] * size[1] if size else side * side
+    weights = parameters(T5Encoder, facts.text_encoder) * dtype.itemsize
+    return weights + 4000 * pixels > SMALL
+
+
+def largest(requests: Iterable[GenerationRequest]) -> tuple[int, int] | None:
+    """Width and height of the largest picture asked for by size; None where none is."""
+    sizes = [(r.width, r.height) for r in requests if r.width and r.height]
+    return max(sizes, key=lambda size: size[0] * size[1], default=None)
+
+
+def cache_folder(text: str, facts: Facts | None) -> Path | None:
+    """The folder of --prompt-cache; `auto` keeps prompts of encoders that are large."""
+    if text == "off":
+        return None
+    if text != "auto":
+        return Path(text).expanduser()
+    if facts is None:
+        return None
+    weights = parameters(T5Encoder, facts.text_encoder) * facts.stored["text_encoder"]
+    return default_folder() if weights > LARGE else None

@@ -1,0 +1,196 @@
+"""Questions of several drawings to one network, answered in one batch.
+
+Rows of a batch do not see one another, so an answer is what it would be alone, up to rounding.
+Texts keep their own lengths: cross-attention runs once for each length that occurs, and none is
+padded. What differs in size is asked apart.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixsigma.interfaces import Perturbation
+from pixsigma.models.blocks import Words
+from pixsigma.models.transformer import Caption, Times
+from pixsigma.shapes import Latents
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What one drawing asks at one time; as `PixArtTransformer.forward` has it."""
+
+    network: Any
+    x: Latents
+    times: Times
+    texts: Sequence[Caption]
+    variance: bool
+    perturbation: Perturbation | None = None
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for questions that one batch can hold."""
+        how = self.perturbation
+        disturbed = how and (how.kind, how.layers, how.blur)
+        return self.x.shape[1:], self.x.dtype, self.x.device, disturbed
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of one question that read one text."""
+
+    question: int
+    place: int
+    """Which of its question's parts."""
+    x: Latents
+    times: Times
+    text: Caption
+    disturbed: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text; a masked text is joined with no other."""
+        return 0 if self.text[0].mask is not None else self.text[0].keys.shape[2]
+
+
+class Asking:
+    """The network as one drawing sees it: whoever owns all drawings does the work.
+
+    `ask` takes a Question, or a function to call there and then.
+    """
+
+    def __init__(self, network: Any, ask: Callable[[Any], Any]) -> None:
+        self.network = network
+        self.ask = ask
+
+    def __getattr__(self, name: str) -> Any:
+        # `read` and `embed`, where the network has them
+        found = getattr(self.network, name)
+        return lambda *arguments: self.ask(partial(found, *arguments))
+
+    def __call__(self, x: Latents, t: Any, text: Any, *rest: Any, **extra: Any) -> Tensor:
+        """The network's answer."""
+        if isinstance(t, Tensor):  # a network that reads nothing beforehand
+            return self.ask(partial(self.network, x, t, text, *rest, **extra))
+        return self.ask(Question(self.network, x, t, text, **extra))
+
+
+def grouped(questions: Sequence[Question], most: int) -> list[list[int]]:
+    """Which questions are asked together: of one kind, with about `most` rows at most."""
+    kinds: dict[Hashable, list[int]] = {}
+    for k, question in enumerate(questions):
+        kinds.setdefault(question.kind, []).append(k)
+    groups: list[list[int]] = []
+    for same in kinds.values():
+        rows = 0
+        for k in same:
+            if not rows or rows + len(questions[k].x) > most:
+                groups.append([])
+                rows = 0
+            groups[-1].append(k)
+            rows += len(questions[k].x)
+    return groups
+
+
+def answered(questions: Sequence[Question]) -> list[Tensor]:
+    """One forward pass for questions of one kind."""
+    first = questions[0]
+    if len(questions) == 1:
+        return [_asked(first, first.x, first.times, first.texts, first.perturbation)]
+    parts = sorted(
+        (part for k, question in enumerate(questions) for part in parts_of(k, question)),
+        key=lambda part: (part.disturbed, part.length),
+    )
+    x = torch.cat([part.x for part in parts])
+    how = first.perturbation
+    if how is not None:  # its rows are the last, as the sorting has it
+        how = replace(how, num_rows=sum(len(part.x) for part in parts if part.disturbed))
+    asked = replace(first, variance=any(question.variance for question in questions))
+    output = _asked(asked, x, joined_times(parts), joined_texts(parts), how)
+    return handed_out(output, parts, len(questions))
+
+
+def parts_of(k: int, question: Question) -> list[Part]:
+    """The rows of question `k`, text by text."""
+    x, texts, how = question.x, question.texts, question.perturbation
+    num = len(x) // len(texts)
+    calm = len(x) - (how.num_rows if how else 0)
+    return [
+        Part(
+            k,
+            i,
+            x[i * num : (i + 1) * num],
+            Times(*(_rows(each, i, num) for each in question.times)),
+            text,
+            i * num >= calm,
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def joined_times(parts: Sequence[Part]) -> Times:
+    """A row for each picture, or a single one where all parts are at the same time."""
+    first = parts[0].times
+    if all(len(part.times.t) == 1 for part in parts) and all(
+        torch.equal(part.times.t, first.t) for part in parts
+    ):
+        return first
+    t = torch.cat([part.times.t.expand(len(part.x), -1) for part in parts])
+    return Times(t, torch.cat([part.times.t0.expand(len(part.x), -1, -1) for part in parts]))
+
+
+def joined_texts(parts: Iterable[Part]) -> list[Caption]:
+    """Neighbours of one length as one text of several rows."""
+    found: list[Caption] = []
+    for length, group in groupby(parts, key=lambda part: part.length):
+        rows = [[spread(words, len(part.x)) for words in part.text] for part in group]
+        if length == 0:
+            found += [tuple(row) for row in rows]
+        else:
+            found.append(tuple(map(_stacked, zip(*rows, strict=True))))
+    return found
+
+
+def spread(words: Words, num: int) -> Words:
+    """A row for each of `num` pictures."""
+    repeats = num // len(words.keys)
+    if repeats == 1:
+        return words
+    tensors = words.keys, words.values, words.mask
+    keys, values, mask = (t if t is None else t.repeat_interleave(repeats, dim=0) for t in tensors)
+    assert keys is not None and values is not None
+    return Words(keys, values, mask)
+
+
+def handed_out(output: Tensor, parts: Sequence[Part], num_questions: int) -> list[Tensor]:
+    """The rows of an output back to their questions, in each one's own order."""
+    pieces = zip(parts, output.split([len(part.x) for part in parts]), strict=True)
+    ordered = sorted(pieces, key=lambda pair: (pair[0].question, pair[0].place))
+    return [
+        torch.cat([piece for part, piece in ordered if part.question == k])
+        for k in range(num_questions)
+    ]
+
+
+def _asked(
+    question: Question,
+    x: Latents,
+    times: Times,
+    texts: Sequence[Caption],
+    how: Perturbation | None,
+) -> Tensor:
+    extra: dict[str, Any] = {"perturbation": how} if how else {}
+    output: Tensor = question.network(x, times, texts, variance=question.variance, **extra)
+    return output
+
+
+def _stacked(words: Sequence[Words]) -> Words:
+    return Words(torch.cat([w.keys for w in words]), torch.cat([w.values for w in words]))
+
+
+def _rows(times: Tensor, i: int, num: int) -> Tensor:
+    return times if len(times) == 1 else times[i * num : (i + 1) * num]

@@ -1,0 +1,329 @@
+"""Before anything loads: what will be where, what it takes at its peak, how long it will last."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
+from pixsigma.errors import OutOfMemoryError
+from pixsigma.machine import Machine
+from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.models.strips import decode_strips
+from pixsigma.models.t5 import T5Encoder
+from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.rehearsal import Cost, rehearse
+from pixsigma.weights.facts import Facts
+from pixsigma.weights.streaming import AHEAD, BLOCK_BYTES
+
+Mode: TypeAlias = Literal["resident", "model", "sequential"]
+
+EXACT_WAYS = ("whole", "strips", "strips-spill")
+"""Ways of decoding that a plan takes by itself: the picture must not depend on the machine."""
+
+SHARE = {"text encoder": 0.6, "transformer": 0.85, "autoencoder": 0.7}
+"""What each part reaches of the rate of a large product."""
+
+SPARE = 120_000_000
+"""Bytes on top of what is counted: stacks of threads, code of kernels, the allocator's gaps."""
+
+SCRATCH = 1.2
+"""What kernels take beside the activations, as a share of them."""
+
+SAMPLE = 512
+"""Side in pixels at which strips are rehearsed; beyond it they are in proportion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be drawn."""
+
+    width: int
+    height: int
+    steps: int = 20
+    guided: bool = True
+    tokens: int = 77
+    """Of the prompt."""
+    dtype: torch.dtype = torch.float32
+    decode: str | None = None
+    """A way of decoding that is asked for; None leaves it to the plan."""
+    cached: bool = False
+    """Whether the prompts' features are on disk, so that no text encoder is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartPlan:
+    """One network in a plan."""
+
+    name: str
+    way: str
+    """`resident`, `streamed`, `from the prompt cache`, `brought when it works` or `layer by layer`;
+    for the autoencoder with how it decodes."""
+    device: str
+    precision: str
+    weights: int
+    """Bytes that lie in memory as long as the part does."""
+    work: int
+    """Bytes that it takes on top while it works."""
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All of it."""
+
+    name: str
+    wish: Wish
+    machine: Machine
+    parts: tuple[PartPlan, ...]
+    peak: int
+    """Bytes on the machine's device, the process included."""
+    stream_text: bool
+    decode: str
+    placement: Mode
+    advice: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one picture without loading; None where the machine was not measured."""
+        found = [part.seconds for part in self.parts]
+        return None if None in found else sum(s for s in found if s is not None)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has the memory."""
+        return self.peak <= self.machine.memory
+
+
+def make_plan(facts: Facts, wish: Wish, machine: Machine) -> Plan:
+    """The first of the possible plans that fits, quickest first; else the smallest one.
+
+    Its advice says what would make it smaller or faster.
+    """
+    plans = list(candidates(facts, wish, machine))
+    smallest = min(plans, key=lambda plan: plan.peak)
+    chosen = next((plan for plan in plans if plan.fits), smallest)
+    return replace(chosen, advice=tuple(advise(facts, chosen, smallest)))
+
+
+def require(plan: Plan) -> Plan:
+    """The plan itself; raises OutOfMemoryError with its advice where it does not fit."""
+    if plan.fits:
+        return plan
+    wish = plan.wish
+    raise OutOfMemoryError(
+        f"{plan.name} at {wish.width}x{wish.height} needs {gigabytes(plan.peak)} at least, there "
+        f"is room for {gigabytes(plan.machine.memory)}; {'; '.join(plan.advice) or 'none helps'}"
+    )
+
+
+def candidates(facts: Facts, wish: Wish, machine: Machine) -> Iterator[Plan]:
+    """Every plan for the device, quickest first."""
+    ways = EXACT_WAYS if wish.decode is None else (wish.decode,)
+    texts = (False, True) if facts.streamable and not wish.cached else (False,)
+    places: Sequence[Mode] = ("resident", "model", "sequential")
+    for placement in places if machine.device.type != "cpu" else places[:1]:
+        quick = [way for way in ways if way != "strips-spill"]
+        order = [(stream, way) for stream in texts for way in quick]
+        order += [(stream, way) for stream in texts for way in ways if way not in quick]
+        for stream, way in order:
+            yield settled(facts, wish, machine, stream, way, placement)
+
+
+def settled(
+    facts: Facts, wish: Wish, machine: Machine, stream: bool, way: str, placement: Mode
+) -> Plan:
+    """The plan of these choices, whether it fits or not."""
+    text = text_part(facts, wish, machine, stream)
+    parts = (text, transformer_part(facts, wish, machine), decoder_part(facts, wish, machine, way))
+    where = {"model": "brought when it works", "sequential": "layer by layer"}
+    if placement != "resident":
+        parts = tuple(  # type: ignore[assignment]
+            replace(p, way=p.way.replace("resident", where[placement])) for p in parts
+        )
+    layer = max(part.weights for part in parts) // 20
+    everything = sum(part.weights for part in parts)
+    held = {
+        "resident": [everything] * len(parts),
+        "model": [part.weights for part in parts],
+        "sequential": [layer] * len(parts),
+    }[placement]
+    most = max(weights + part.work for weights, part in zip(held, parts, strict=True))
+    peak = machine.base + SPARE + most
+    return Plan(
+        name=facts.name,
+        wish=wish,
+        machine=machine,
+        parts=parts,
+        peak=int(peak),
+        stream_text=stream,
+        decode=way,
+        placement=placement,
+    )
+
+
+def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool) -> PartPlan:
+    """The text encoder for a prompt and, under guidance, the empty one."""
+    config = facts.text_encoder
+    if wish.cached:
+        return _part("text encoder", "from the prompt cache", wish, machine, 0, 0, 0.0)
+    cost = text_cost(config, wish.tokens)
+    num = parameters(T5Encoder, config)
+    stored = facts.stored["text_encoder"] * num
+    flops = cost.flops * (1 + 1 / wish.tokens if wish.guided else 1)
+    if not stream:
+        weights = num * wish.dtype.itemsize
+        return _part("text encoder", "resident", wish, machine, weights, cost.num_bytes, flops)
+    layer = stored / (config.num_layers + 1)
+    # the matrices ahead are those of a layer; one more is at work
+    work = cost.num_bytes + layer * (AHEAD + 2) / AHEAD + BLOCK_BYTES
+    reading = stored * (2 if wish.guided else 1)
+    return _part("text encoder", "streamed", wish, machine, 0, work, flops, reading)
+
+
+def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
+    """All steps."""
+    rows = 2 if wish.guided else 1
+    cost = step_cost(facts.transformer, wish.height // 8, wish.width // 8, rows, wish.tokens)
+    weights = parameters(PixArtTransformer, facts.transformer) * wish.dtype.itemsize
+    work = cost.num_bytes * wish.dtype.itemsize / 4
+    flops = cost.flops * wish.steps
+    return _part("transformer", "resident", wish, machine, weights, work, flops)
+
+
+def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPlan:
+    """One picture."""
+    config = facts.autoencoder
+    cost = decode_cost(config, way, wish.height, wish.width)
+    weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
+    work = cost.num_bytes * wish.dtype.itemsize / 4
+    return _part("autoencoder", f"resident, {way}", wish, machine, weights, work, cost.flops)
+
+
+def _part(
+    name: str,
+    way: str,
+    wish: Wish,
+    machine: Machine,
+    weights: float,
+    work: float,
+    flops: float,
+    reading: float = 0.0,
+) -> PartPlan:
+    seconds = None
+    if machine.flops and machine.bandwidth:
+        seconds = flops / (machine.flops * SHARE[name]) + reading / machine.bandwidth
+    precision = str(wish.dtype).removeprefix("torch.")
+    return PartPlan(
+        name=name,
+        way=way,
+        device=str(machine.device),
+        precision=precision,
+        weights=int(weights),
+        work=int(work * SCRATCH),
+        seconds=seconds,
+    )
+
+
+# What the networks take, in fp32
+
+
+@cache
+def parameters(network: Any, config: Any) -> int:
+    """How many numbers the weights are."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in network(config).parameters())
+
+
+@cache
+def text_cost(config: T5Config, tokens: int) -> Cost:
+    """One prompt."""
+    with torch.device("meta"):
+        net, ids = T5Encoder(config), torch.zeros(1, tokens, dtype=torch.int64)
+    return rehearse(lambda: net(ids, ids.bool()))
+
+
+@cache
+def step_cost(config: TransformerConfig, height: int, width: int, rows: int, tokens: int) -> Cost:
+    """One step of latents of this size."""
+    with torch.device("meta"):
+        net = PixArtTransformer(config)
+        x, t = torch.empty(rows, config.in_channels, height, width), torch.empty(1)
+        text = torch.empty(1, tokens, config.caption_channels)
+        captions = [net.read(text)] * rows
+    return rehearse(lambda: net(x, net.embed(t), captions, variance=False))
+
+
+@cache
+def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:
+    """One picture in pixels; strips of large ones in proportion to small ones."""
+    if way == "whole":
+        return _decoded(config, "whole", height, width)
+    if way == "tiles":
+        side = config.sample_size
+        tile = _decoded(config, "whole", min(side, height), min(side, width))
+        pixels = height * width
+        again = 1.0 if max(height, width) <= side else 16 / 9  # each is shifted by 3/4 of its side
+        share = pixels * again / (min(side, height) * min(side, width))
+        return Cost(flops=tile.flops * share, num_bytes=tile.num_bytes + 24 * pixels)
+    most = max(height, width)
+    factor = config.factor
+    small = tuple(
+        max(factor, side * min(SAMPLE, most) // most // factor * factor) for side in (height, width)
+    )
+    sample = _decoded(config, way, small[0], small[1])
+    ratio = height * width / (small[0] * small[1])
+    numbers = config.block_out_channels[-1] * height * width / factor**2
+    attention = 4.0 * (numbers / config.block_out_channels[-1]) * numbers
+    kept = {"strips": 4, "strips-half": 2, "strips-spill": 0}[way] * config.block_out_channels[0]
+    pixels = height * width
+    fixed = max(0, sample.num_bytes - kept * small[0] * small[1])
+    # keys, values and queries of the middle; the picture and a copy of it
+    growing = max(kept * pixels, 12 * numbers) + 24 * pixels
+    flops = (sample.flops - attention / ratio**2) * ratio + attention
+    return Cost(flops=flops, num_bytes=int(fixed + growing))
+
+
+def _decoded(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:
+    factor = config.factor
+    with torch.device("meta"):
+        net = KLAutoencoder(config)
+        z = torch.empty(1, config.latent_channels, height // factor, width // factor)
+    if way == "whole":
+        return rehearse(lambda: net.decode(z))
+    keep: Literal["exact", "half"] = "half" if way == "strips-half" else "exact"
+    cost = rehearse(lambda: decode_strips(net, z, keep=keep))
+    if way != "strips-spill":
+        return cost
+    kept = config.block_out_channels[0] * height * width * 4
+    return replace(cost, num_bytes=max(0, cost.num_bytes - kept))
+
+
+def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
+    """What would make a plan smaller, and what faster."""
+    wish, machine = plan.wish, plan.machine
+    if smallest.peak < 0.95 * plan.peak:
+        told = "the text encoder streamed and " if smallest.stream_text else ""
+        how = f"{told}--decode {smallest.decode}"
+        yield f"smaller: --memory {gigabytes(smallest.peak * 1.01)} is enough with {how}"
+    if not facts.streamable:
+        yield "smaller: a text encoder in safetensors can be streamed"
+    half = replace(wish, width=wish.width // 32 * 16, height=wish.height // 32 * 16)
+    if min(half.width, half.height) >= 128:
+        less = min(candidates(facts, half, machine), key=lambda found: found.peak)
+        yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
+    if plan.decode != "strips-half" and plan.decode.startswith("strips"):
+        other = settled(facts, wish, machine, plan.stream_text, "strips-half", plan.placement)
+        if other.peak < 0.97 * plan.peak:
+            yield f"smaller: --decode strips-half needs {gigabytes(other.peak)}, within 1e-3"
+    if not wish.cached and plan.parts[0].weights + plan.parts[0].work > 10**9:
+        yield "faster: with --prompt-cache a prompt that comes again needs no text encoder"
+    if wish.guided:
+        yield "faster: --guidance 1 takes half the time a step, for models that were distilled"
+
+
+def gigabytes(num: float) -> str:
+    """Bytes as a person reads them, and --memory takes them."""
+    return f"{num / 1e9:.3g}GB"

@@ -1,0 +1,381 @@
+"""Accepted work on disk: SQLite with a write-ahead log, so that no accepted job is lost."""
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pixsigma.errors import InputError, OutputError
+
+State: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled"]
+
+OVER = ("done", "failed", "cancelled")
+"""States that a job never leaves."""
+
+MOST_ATTEMPTS = 2
+"""A job is begun this often: once, and once more where the server was killed meanwhile."""
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS jobs (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,
+  client TEXT NOT NULL,
+  model TEXT NOT NULL,
+  state TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  request TEXT NOT NULL,
+  format TEXT NOT NULL,
+  deadline REAL,
+  idempotency_key TEXT,
+  cancel INTEGER NOT NULL DEFAULT 0,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  created REAL NOT NULL,
+  seconds REAL,
+  kind TEXT,
+  reason TEXT,
+  warnings TEXT NOT NULL DEFAULT '[]',
+  files TEXT NOT NULL DEFAULT '[]',
+  seeds TEXT NOT NULL DEFAULT '[]',
+  UNIQUE (client, idempotency_key)
+);
+CREATE INDEX IF NOT EXISTS waiting ON jobs (state, priority DESC, number);
+"""
+
+_FIELDS = (
+    "number, id, client, model, state, priority, request, format, deadline, cancel, attempts,"
+    " created, seconds, kind, reason, warnings, files, seeds"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One accepted request and what became of it."""
+
+    number: int
+    """In the order of acceptance; no clock is asked for the order."""
+    id: str
+    """128 random bits in hex: who knows it may fetch the pictures."""
+    client: str
+    model: str
+    state: State
+    priority: int
+    request: dict[str, Any]
+    """The fields of a GenerationRequest, its seed settled."""
+    format: str
+    deadline: float | None
+    """Seconds from acceptance, or from a restart, within which it must be done."""
+    cancel: bool
+    attempts: int
+    created: float
+    """Wall clock, in seconds since 1970; only told, never reckoned with."""
+    seconds: float | None
+    """How long the drawing took."""
+    kind: str | None
+    """The class of error that it failed with."""
+    reason: str | None
+    warnings: list[str]
+    files: list[str]
+    """Names of the pictures in the job's folder."""
+    seeds: list[int]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in OVER
+
+
+class JobStore:
+    """The jobs of one data directory; safe to call from several threads.
+
+    Every method that changes something returns after it is on disk. Raises OutputError where the
+    disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._alone = _locked(path.with_suffix(".lock"))
+            self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._base.row_factory = sqlite3.Row
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=FULL")
+            self._base.execute("PRAGMA secure_delete=ON")
+            self._base.executescript(_TABLE)
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used afterwards."""
+        with self._lock:
+            self._base.close()
+            os.close(self._alone)
+
+    # Coming in
+
+    def add(
+        self,
+        request: Mapping[str, Any],
+        *,
+        client: str,
+        model: str,
+        format: str = "png",
+        priority: int = 0,
+        deadline: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> tuple[Job, bool]:
+        """Accept a job; returns it and whether it is new.
+
+        With a key that this client used before, the earlier job is returned where it asked for the
+        same (the seed aside, which may have been drawn), else InputError is raised.
+        """
+        text = json.dumps(request, sort_keys=True)
+        columns = "id, client, model, state, priority, request, format, deadline, created"
+        values = (secrets.token_hex(16), client, model, "queued", priority, text, format, deadline)
+        with self._change():
+            if idempotency_key is not None and (old := self._with_key(client, idempotency_key)):
+                refuse_other(old, request, model)
+                return old, False
+            self._base.execute(
+                f"INSERT INTO jobs ({columns}, idempotency_key) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                (*values, time.time(), idempotency_key),
+            )
+            return self._one("id = ?", values[0]), True
+
+    def knows(self, client: str, key: str) -> bool:
+        """Whether a client used this idempotency key before."""
+        with self._reading():
+            return self._with_key(client, key) is not None
+
+    def _with_key(self, client: str, key: str) -> Job | None:
+        return next(iter(self._select("client = ? AND idempotency_key = ?", client, key)), None)
+
+    # Going on
+
+    def claim(self) -> Job | None:
+        """Take the next waiting job, of the highest priority first, and count the attempt."""
+        with self._change():
+            found = self._select("state = 'queued' ORDER BY priority DESC, number LIMIT 1")
+            if not found:
+                return None
+            self._base.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1 WHERE id = ?",
+                (found[0].id,),
+            )
+            return self._one("id = ?", found[0].id)
+
+    def finish(
+        self,
+        id: str,
+        state: State,
+        *,
+        files: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        warnings: Sequence[str] = (),
+        seconds: float | None = None,
+        kind: str | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Write down how a running job ended; False where it was over already."""
+        with self._change():
+            done = self._base.execute(
+                "UPDATE jobs SET state=?, files=?, seeds=?, warnings=?, seconds=?, kind=?, reason=?"
+                " WHERE id = ? AND state = 'running'",
+                (
+                    state,
+                    json.dumps(list(files)),
+                    json.dumps(list(seeds)),
+                    json.dumps(list(warnings)),
+                    seconds,
+                    kind,
+                    reason,
+                    id,
+                ),
+            )
+            return done.rowcount == 1
+
+    def cancel(self, id: str) -> Job:
+        """Cancel a job: at once where it waits, between two steps where it runs.
+
+        Raises KeyError for an unknown job. What is over stays as it is.
+        """
+        with self._change():
+            self._base.execute(
+                "UPDATE jobs SET state = 'cancelled' WHERE id = ? AND state = 'queued'", (id,)
+            )
+            self._base.execute("UPDATE jobs SET cancel = 1 WHERE id = ? AND state='running'", (id,))
+            return self._one("id = ?", id)
+
+    def hand_back(self, id: str) -> None:
+        """Put a running job back into the queue, as if it had not been begun."""
+        with self._change():
+            self._base.execute(
+                "UPDATE jobs SET state = 'queued', attempts = attempts - 1"
+                " WHERE id = ? AND state = 'running'",
+                (id,),
+            )
+
+    def recover(self) -> None:
+        """After a restart: what ran is queued again, but what ran `MOST_ATTEMPTS` times fails."""
+        with self._change():
+            self._base.execute(
+                "UPDATE jobs SET state = 'cancelled' WHERE state = 'running' AND cancel = 1"
+            )
+            self._base.execute(
+                "UPDATE jobs SET state = 'failed', kind = 'Stopped', reason = ?"
+                " WHERE state = 'running' AND attempts >= ?",
+                (
+                    f"the server stopped {MOST_ATTEMPTS} times while it drew this; a smaller size "
+                    "or fewer pictures may do",
+                    MOST_ATTEMPTS,
+                ),
+            )
+            self._base.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
+
+    def empty(self, id: str) -> None:
+        """Keep that there was a job, and nothing of what it asked for."""
+        with self._change():
+            self._base.execute("UPDATE jobs SET request = '{}', warnings = '[]' WHERE id=?", (id,))
+
+    def forget(self, id: str) -> None:
+        """Leave nothing of a job."""
+        with self._change():
+            self._base.execute("DELETE FROM jobs WHERE id = ?", (id,))
+
+    # Looking
+
+    def get(self, id: str) -> Job:
+        """The job; raises KeyError where there is none."""
+        with self._reading():
+            return self._one("id = ?", id)
+
+    def place(self, id: str) -> int:
+        """How many waiting jobs are drawn before this one; 0 for one that does not wait."""
+        with self._reading():
+            (num,) = self._base.execute(
+                "SELECT count(*) FROM jobs AS other, jobs AS mine WHERE mine.id = ? AND"
+                " mine.state = 'queued' AND other.state = 'queued' AND (other.priority >"
+                " mine.priority OR (other.priority = mine.priority"
+                " AND other.number < mine.number))",
+                (id,),
+            ).fetchone()
+            return int(num)
+
+    def count(self, *states: State, client: str | None = None) -> int:
+        """How many jobs are in these states, of one client or of all."""
+        marks = ", ".join("?" for _ in states)
+        mine, who = ("", ()) if client is None else (" AND client = ?", (client,))
+        with self._reading():
+            (num,) = self._base.execute(
+                f"SELECT count(*) FROM jobs WHERE state IN ({marks}){mine}", (*states, *who)
+            ).fetchone()
+            return int(num)
+
+    def latest(self, client: str, num: int, states: Sequence[State] = ("done",)) -> list[Job]:
+        """The last `num` jobs of a client in these states, newest first."""
+        marks = ", ".join("?" for _ in states)
+        with self._reading():
+            return self._select(
+                f"client = ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
+                *(client, *states, num),
+            )
+
+    def unfinished(self) -> list[Job]:
+        """The jobs that wait or run."""
+        with self._reading():
+            return self._select("state IN ('queued', 'running')")
+
+    def beyond(self, num: int) -> list[Job]:
+        """The jobs that are over and older than the newest `num` of them."""
+        with self._reading():
+            return self._select(
+                "state IN ('done', 'failed', 'cancelled') ORDER BY number DESC LIMIT -1 OFFSET ?",
+                num,
+            )
+
+    # Mechanics
+
+    def _one(self, where: str, *values: Any) -> Job:
+        found = self._select(where, *values)
+        if not found:
+            raise KeyError(values[-1])
+        return found[0]
+
+    def _select(self, where: str, *values: Any) -> list[Job]:
+        rows = self._base.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where}", values)
+        return [_job(row) for row in rows]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, _told(self.path):
+            yield
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        with self._reading():
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._base.execute("ROLLBACK")
+                raise
+            self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._base.execute("COMMIT")
+        except sqlite3.Error:
+            # a full disk may leave the transaction open, and the next one could not begin
+            if self._base.in_transaction:
+                self._base.execute("ROLLBACK")
+            raise
+
+
+def refuse_other(old: Job, request: Mapping[str, Any], model: str) -> None:
+    """Raise InputError where an idempotency key comes again with another request."""
+    now = json.loads(json.dumps(request)) | {"seed": old.request.get("seed")}
+    if now != old.request or model != old.model:
+        raise InputError(
+            "an idempotency key belongs to one request, and this one was used for another; "
+            "give a new key"
+        )
+
+
+def _job(row: sqlite3.Row) -> Job:
+    fields = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a Row iterates over values)
+    for key in ("request", "warnings", "files", "seeds"):
+        fields[key] = json.loads(fields[key])
+    return Job(**fields | {"cancel": bool(fields["cancel"])})
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that keeps other servers out for as long as this process has it open."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return file
+    except OSError as error:
+        os.close(file)
+        raise InputError(
+            f"another server draws the jobs in {path.parent}; stop it, or give another --data"
+        ) from error
+    return file
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise OutputError(
+            f"the jobs in {path} cannot be kept: {error}; is there room, and the right?"
+        ) from error

@@ -1,0 +1,332 @@
+"""The thread that draws: takes jobs from the store, runs them together, writes what became of each.
+
+Whatever goes wrong in a drawing ends that drawing with a reason; the thread goes on.
+"""
+
+import io
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pixsigma._version import __version__
+from pixsigma.denoising import Step
+from pixsigma.editing.opening import fingerprint, shortened
+from pixsigma.errors import OutputError, PixsigmaError, PolicyError
+from pixsigma.images import write_picture
+from pixsigma.pipeline import PixArtSigmaPipeline
+from pixsigma.provenance import COMPOSITE, MADE
+from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.server.batching import Turns, hear, heard, share
+from pixsigma.server.jobs import Job, JobStore
+from pixsigma.server.metrics import Metrics
+from pixsigma.server.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+"""Formats that pictures are handed out in, and the endings of their files."""
+
+PREVIEW_SECONDS = 0.2
+"""A preview is made no more often: nobody sees more."""
+
+
+class Stopped(Exception):
+    """Raised inside a drawing that is not to go on: cancelled, too late, or handed back."""
+
+    def __init__(self, state: str, reason: str | None = None) -> None:
+        super().__init__(reason or state)
+        self.state, self.reason = state, reason
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """Where a running job stands; replaced as a whole, so that any thread may look."""
+
+    stage: str = "text"
+    index: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    """Since the drawing began."""
+    seconds_left: float | None = None
+    preview: bytes | None = field(default=None, repr=False)
+    """A JPEG in the picture's size, from a linear map of the latents."""
+    num_previews: int = 0
+
+
+@dataclass
+class Live:
+    """What is known of a running job beside its row."""
+
+    job: Job
+    began: float
+    glimpse: Glimpse = field(default_factory=Glimpse)
+    stop: Stopped | None = None
+    last_preview: float = 0.0
+
+
+class Worker:
+    """Draws the jobs of a store with the pipelines of a server, `at_once` of them in turn."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        pipes: Mapping[str, PixArtSigmaPipeline],
+        results: Path,
+        *,
+        policy: Policy | None = None,
+        metrics: Metrics | None = None,
+        at_once: int = 8,
+    ) -> None:
+        self.store, self.pipes, self.results = store, pipes, results
+        self.policy, self.metrics = policy or Policy(), metrics or Metrics()
+        shared = [share(pipe) for pipe in pipes.values()]
+        self.at_once = at_once if all(shared) else 1
+        self.live: dict[str, Live] = {}
+        self.deadlines: dict[str, float] = {}
+        """Id to a moment of the monotonic clock."""
+        self.speed: float | None = None
+        """Pixels times steps a second of the latest drawings; None before the first."""
+        self._watchers: dict[str, int] = {}
+        self._turns = Turns()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._unwritten: list[tuple[str, dict[str, Any]]] = []
+        self._thread = threading.Thread(target=self._run, name="pixsigma-worker", daemon=True)
+
+    # For other threads
+
+    def start(self) -> None:
+        """Begin, with what an earlier server left behind first."""
+        hear()
+        self.store.recover()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are being drawn."""
+        return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """There is a new job."""
+        self._wake.set()
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Take no more; finish what runs within `grace` seconds, else hand it back."""
+        self._stopping = True
+        self.wake()
+        self._thread.join(grace)
+        for live in list(self.live.values()):
+            live.stop = Stopped("queued")
+        self._thread.join()
+
+    def cancel(self, id: str) -> Job:
+        """Cancel a job, between two steps where it runs; raises KeyError for an unknown one."""
+        job = self.store.cancel(id)
+        if live := self.live.get(id):
+            live.stop = Stopped("cancelled")
+        elif job.state == "cancelled":
+            self.metrics.over.labels("cancelled").inc()
+        self.wake()
+        return job
+
+    def watch(self, id: str) -> None:
+        """Make previews of this job from now on."""
+        with self._lock:
+            self._watchers[id] = self._watchers.get(id, 0) + 1
+
+    def unwatch(self, id: str) -> None:
+        """One looks no more."""
+        with self._lock:
+            self._watchers[id] -= 1
+            if not self._watchers[id]:
+                del self._watchers[id]
+
+    # The thread
+
+    def _run(self) -> None:
+        # once and for all: drawings that change places must not find one another's setting
+        torch.set_grad_enabled(False)
+        while self._turns.strands or self._unwritten or not self._stopping:
+            try:
+                self._wake.clear()
+                self._write_down()
+                if not self._stopping:
+                    self._admit()
+                if self._turns.strands:
+                    self._turns.step()
+                    self.metrics.calls.inc()
+                else:
+                    self._wake.wait(1.0)
+            except Exception as error:
+                # the store's disk is full, say: wait, then try again
+                _log.exception("the worker could not go on")
+                self.metrics.errors.labels(type(error).__name__).inc()
+                self._wake.wait(1.0)
+
+    def _admit(self) -> None:
+        while len(self._turns.strands) < self.at_once and (job := self.store.claim()):
+            self.metrics.running.inc()
+            self.live[job.id] = Live(job, time.monotonic())
+            self._turns.begin(lambda job=job: self._work(self.live[job.id]))  # type: ignore[misc]
+
+    def _work(self, live: Live) -> None:
+        """One job from beginning to end; raises nothing."""
+        job = live.job
+        folder = self.results / job.id
+        outcome: dict[str, Any] = {}
+        try:
+            outcome = {"state": "done", **self._draw(live, folder)}
+        except Stopped as stop:
+            outcome = {"state": stop.state, "reason": stop.reason}
+        except PolicyError as error:
+            self.metrics.policy.labels("after").inc()
+            outcome = {"state": "failed", "kind": "PolicyError", "reason": str(error)}
+        except Exception as error:
+            _log.exception("job %s failed", job.id)
+            outcome = {"state": "failed", "kind": type(error).__name__, "reason": said(error)}
+        outcome["warnings"] = heard()
+        if outcome["state"] != "done":
+            shutil.rmtree(folder, ignore_errors=True)
+        self._conclude(live, outcome)
+
+    def _conclude(self, live: Live, outcome: dict[str, Any]) -> None:
+        job, state = live.job, outcome["state"]
+        self.metrics.over.labels(state).inc()
+        self.metrics.running.dec()
+        if state == "failed":
+            self.metrics.errors.labels(outcome.get("kind", "Stopped")).inc()
+        outcome["seconds"] = round(time.monotonic() - live.began, 3)
+        self._unwritten.append((job.id, outcome))
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """Put the ends of jobs on disk; where it is full they wait for the next time."""
+        while self._unwritten:
+            id, outcome = self._unwritten[0]
+            try:
+                if outcome["state"] == "queued":
+                    self.store.hand_back(id)
+                else:
+                    self.store.finish(id, **outcome)
+                if outcome.get("kind") == PolicyError.__name__:
+                    self.store.empty(id)
+            except OutputError:
+                self.metrics.errors.labels("OutputError").inc()
+                return
+            del self._unwritten[0]
+            self.deadlines.pop(id, None)
+            self.live.pop(id, None)
+
+    def _draw(self, live: Live, folder: Path) -> dict[str, Any]:
+        job = live.job
+        self._check(live)
+        request = request_from(**job.request)
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+        folder.mkdir(parents=True)
+        at, stage = time.monotonic(), "text"
+        for step in self.pipes[job.model].stream(request):
+            now = time.monotonic()
+            if step.stage != stage:
+                self.metrics.stages.labels(stage).observe(now - at)
+                at, stage = now, step.stage
+            if step.stage == "denoising" and step.index:
+                self.metrics.steps.inc()
+            self._look(live, step, now)
+            self._check(live)
+        self._measure(step, time.monotonic() - live.began)
+        files = self._save(job, request, step, folder)
+        return {"files": files, "seeds": step.seeds}
+
+    def _check(self, live: Live) -> None:
+        if live.stop is not None:
+            raise live.stop
+        if time.monotonic() > self.deadlines.get(live.job.id, float("inf")):
+            raise Stopped(
+                "failed", f"it was not done within the {live.job.deadline:g} s of its deadline"
+            )
+
+    def _look(self, live: Live, step: Step, now: float) -> None:
+        took, left = now - live.began, None
+        if 0 < step.index <= step.total:
+            left = took / step.index * (step.total - step.index)
+        seen = replace(
+            live.glimpse,
+            stage=step.stage,
+            index=step.index,
+            total=step.total,
+            seconds=took,
+            seconds_left=left,
+        )
+        wanted = live.job.id in self._watchers and now - live.last_preview >= PREVIEW_SECONDS
+        if wanted and step.stage == "denoising" and step.index and (small := step.preview()):
+            live.last_preview = now
+            number = seen.num_previews + 1
+            seen = replace(
+                seen,
+                preview=enlarged(small, self.pipes[live.job.model].factor),
+                num_previews=number,
+            )
+        live.glimpse = seen
+
+    def _measure(self, step: Step, seconds: float) -> None:
+        now = sum(image.width * image.height for image in step.images) * step.total / seconds
+        self.speed = now if self.speed is None else 0.7 * self.speed + 0.3 * now
+
+    def _save(self, job: Job, request: GenerationRequest, step: Step, folder: Path) -> list[str]:
+        for image in step.images:
+            self.policy.check_picture(image)
+        told = remembered(request) | {
+            "model": job.model,
+            "device": str(self.pipes[job.model].device),
+            "dtype": str(self.pipes[job.model].dtype).removeprefix("torch."),
+            "pixsigma": __version__,
+            "num_images": 1,
+        }
+        mark = COMPOSITE if request.mask or request.extend else MADE
+        suffix = SUFFIXES[job.format]
+        for number, (image, seed) in enumerate(zip(step.images, step.seeds, strict=True)):
+            settings = told | {"seed": seed}
+            write_picture(image, folder, str(number), settings, suffix=suffix, source_type=mark)
+            self.metrics.images.inc()
+        return [f"{number}{suffix}" for number in range(len(step.images))]
+
+
+def said(error: BaseException) -> str:
+    """The reason as a client may read it: errors of ours in full, others by their kind alone,
+    since they may tell of paths.
+    """
+    if isinstance(error, PixsigmaError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "this server has too little memory for it; a smaller size would do"
+    return f"the server failed while it drew this ({type(error).__name__}); its log tells more"
+
+
+def remembered(request: GenerationRequest) -> dict[str, Any]:
+    """The request as its pictures tell it: without the pictures that it came with, and without
+    this machine's paths.
+    """
+    told = request.model_dump()
+    for name in ("image", "mask"):
+        if source := told[name]:
+            told[f"{name}_sha256"] = fingerprint(source)
+            told[name] = shortened(source)
+    told["loras"] = [lora | {"path": Path(lora["path"]).name} for lora in told["loras"]]
+    return told
+
+
+def enlarged(small: Image.Image, factor: int) -> bytes:
+    """A preview of latents, `factor` times as large, as a JPEG."""
+    buffer = io.BytesIO()
+    size = small.width * factor, small.height * factor
+    small.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,72 @@
+"""What a plan has to know of a model: configs and sizes, from headers alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
+from pixsigma.errors import MissingWeightsError
+from pixsigma.presets import PRESETS
+from pixsigma.weights import folder as folders
+from pixsigma.weights.build import ALL_PARTS, locate
+from pixsigma.weights.keymaps import T5
+from pixsigma.weights.locate import FileChoice
+
+PUBLISHED_BYTES = {"transformer": 4, "text_encoder": 4, "autoencoder": 4}
+"""A parameter on disk in the published repositories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """A model before it is loaded."""
+
+    name: str
+    transformer: TransformerConfig
+    text_encoder: T5Config
+    autoencoder: AutoencoderConfig
+    stored: dict[str, float]
+    """Part to the bytes that a parameter of it has on disk."""
+    streamable: bool = True
+    """Whether the text encoder is in safetensors, which can be read layer by layer."""
+    here: bool = True
+    """Whether the files are on this machine; else these are the published sizes."""
+
+
+def facts_of(name: str | Path, text_and_vae: str | Path | None = None) -> Facts:
+    """The facts of what `load_components` would load; nothing is downloaded.
+
+    A preset that is not on this machine has the published configs. Raises WeightsError.
+    """
+    known = PRESETS.get(str(name))
+    try:
+        choice = FileChoice(offline=True)
+        opened, source = locate(name, ALL_PARTS, text_and_vae, choice)
+        text, text_tensors, file = folders.open_text_encoder(source.of("text_encoder"), choice)
+        autoencoder, tensors = folders.open_autoencoder(source.of("vae"), choice)
+    except MissingWeightsError:
+        if known is None or known.transformer is None:
+            raise
+        return Facts(
+            name=known.name,
+            transformer=known.transformer,
+            text_encoder=T5Config(),
+            autoencoder=AutoencoderConfig(),
+            stored=dict(PUBLISHED_BYTES),
+            here=False,
+        )
+    parts = {
+        "transformer": opened.tensors,
+        "text_encoder": T5.to_ours(text_tensors),
+        "autoencoder": tensors,
+    }
+    sizes = {
+        part: found.num_bytes / max(1, sum(spec.num_elements for spec in found.specs.values()))
+        for part, found in parts.items()
+    }
+    return Facts(
+        name=str(name),
+        transformer=opened.config,
+        text_encoder=text,
+        autoencoder=autoencoder,
+        stored=sizes,
+        streamable=file.suffix in (".safetensors", ".json"),
+    )

@@ -1,0 +1,192 @@
+"""T5 in a small part of its size: matrix by matrix comes from the file, works and is dropped."""
+
+import threading
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pixsigma.config import T5Config
+from pixsigma.models.t5 import T5Encoder
+from pixsigma.weights.files import Tensors
+from pixsigma.weights.keymaps import T5
+from pixsigma.weights.load import check_fit
+from pixsigma.weights.mapped import Mapped, map_tensors
+
+AHEAD = 7
+"""Matrices that are read before their turn: those of one layer."""
+
+BLOCK_BYTES = 16 * 2**20
+"""Of a matrix as computed with, at a time: what the cache of a processor holds."""
+
+
+class StreamedT5(nn.Module):
+    """The encoder with its matrices left in the file; answers equal those of `T5Encoder`.
+
+    Norms and the position bias stay in memory. The linear layers compute in `dtype` on the device
+    of what comes in, whatever precision the file has.
+    """
+
+    streamed = True
+    """That nothing else need bring its layers to a device one by one."""
+
+    def __init__(self, config: T5Config, mapped: Mapped, dtype: torch.dtype) -> None:
+        """Raises MismatchError where names or shapes do not fit `config`."""
+        super().__init__()
+        self.config = config
+        self._tensors = T5.to_ours(mapped.tensors)
+        with torch.device("meta"):
+            net = T5Encoder(config)
+        check_fit(Tensors.of(net.state_dict()).specs, self._tensors.specs, T5)
+        self._reader = Reader(mapped, map(_their_name(mapped), in_order(config)))
+        kept = partial(T5Encoder.storage_dtype, dtype=dtype)
+        net.embed = Rows(self._tensors["embed.weight"], dtype)  # type: ignore[assignment]
+        for name, module in list(net.named_modules()):
+            if isinstance(module, nn.Linear):
+                key = f"{name}.weight"
+                layer = StreamedLinear(self._tensors[key], kept(key), self._reader)
+                net.set_submodule(name, layer)
+        state = {key: self._tensors[key].to(kept(key), copy=True) for key in net.state_dict()}
+        net.load_state_dict(state, strict=True, assign=True)
+        self.net = net.eval().requires_grad_(False)
+        self._lock = threading.Lock()
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, E) for `ids` (B, L) and `mask` (B, L), as of `T5Encoder`."""
+        with self._lock, self._reader:
+            return self.net(ids, mask)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes unless told otherwise."""
+        return self.net.device
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """All tensors of the encoder under our names, in the file's precision, not yet read."""
+        return self._tensors
+
+
+class StreamedLinear(nn.Module):
+    """`y = x Wᵀ` with a W that is in a file."""
+
+    def __init__(self, stored: Tensor, dtype: torch.dtype, reader: "Reader") -> None:
+        super().__init__()
+        # a plain attribute, so that moving the encoder moves nothing; T5 asks for its type
+        self.weight = torch.empty(stored.shape, dtype=dtype, device="meta")
+        self._stored = stored
+        self._reader = reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        self._reader.wait()
+        y = product(x, self._stored, self.weight.dtype)
+        self._reader.done()
+        return y
+
+
+class Rows(nn.Module):
+    """An embedding that reads the rows asked for out of a file."""
+
+    def __init__(self, stored: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._stored = stored
+        self._dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) to (B, L, E) on the device of `ids`."""
+        return self._stored[ids.cpu()].to(ids.device, self._dtype)
+
+
+def product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x storedᵀ` in `dtype`, a few rows of `stored` at a time: cast, used, overwritten."""
+    if stored.dtype is dtype or x.device.type != "cpu":
+        return linear(x, stored.to(x.device, non_blocking=True).to(dtype))
+    rows = max(1, BLOCK_BYTES // (stored.shape[1] * dtype.itemsize))
+    buffer = torch.empty(min(rows, len(stored)), stored.shape[1], dtype=dtype)
+    y = x.new_empty(*x.shape[:-1], len(stored))
+    for begin in range(0, len(stored), rows):
+        block = stored[begin : begin + rows]
+        weight = buffer[: len(block)].copy_(block)
+        y[..., begin : begin + rows] = linear(x, weight)
+    return y
+
+
+class Reader:
+    """A thread that reads a file's tensors in a known order, a few ahead of who uses them.
+
+    A context: inside it `wait` before a tensor is used, `done` after it.
+    """
+
+    def __init__(self, mapped: Mapped, order: Iterable[str]) -> None:
+        self._mapped = mapped
+        self._order = list(order)
+
+    def __enter__(self) -> Self:
+        self._used, self._stopped = 0, False
+        self._error: BaseException | None = None
+        self._room = threading.Semaphore(AHEAD)
+        self._ready = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name="pixsigma-reader", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._room.release()
+        self._thread.join()
+        for key in self._order[self._used : self._used + AHEAD + 1]:
+            self._mapped.forget(key)
+
+    def wait(self) -> None:
+        """Return when the next tensor is in memory; raises what the reading raised."""
+        self._ready.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def done(self) -> None:
+        """Drop the tensor; the thread may read another one."""
+        self._mapped.forget(self._order[self._used])
+        self._used += 1
+        self._room.release()
+
+    def _run(self) -> None:
+        try:
+            self._read_all()
+        except BaseException as error:  # whoever waits must hear of it, or waits for ever
+            self._error = error
+            self._ready.release()
+
+    def _read_all(self) -> None:
+        for key in self._order[:AHEAD]:
+            self._mapped.ahead(key)
+        for i, key in enumerate(self._order):
+            self._room.acquire()
+            if self._stopped:
+                return
+            for later in self._order[i + AHEAD : i + AHEAD + 1]:
+                self._mapped.ahead(later)
+            self._mapped.touch(key)
+            self._ready.release()
+
+
+def in_order(config: T5Config) -> list[str]:
+    """Our names of the matrices in the order in which the encoder uses them."""
+    layer = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.wi_0", "mlp.wi_1", "mlp.wo")
+    return [f"blocks.{i}.{name}.weight" for i in range(config.num_layers) for name in layer]
+
+
+def open_streamed(path: Path | str, config: T5Config, dtype: torch.dtype | None) -> StreamedT5:
+    """The encoder in a safetensors file or sharded index; `dtype` None computes in fp32.
+
+    Raises MissingWeightsError, CorruptWeightsError or MismatchError.
+    """
+    return StreamedT5(config, map_tensors(path), dtype or torch.float32)
+
+
+def _their_name(mapped: Mapped) -> Any:
+    names = T5.canonical(mapped.tensors)
+    return lambda key: names[T5.theirs_of(key)[0]]

@@ -1,0 +1,123 @@
+"""Choices of `pixsigma generate` that change how a picture is made, from the shell, by mini."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from pixsigma.cli import app
+from pixsigma.images import read_settings
+from pixsigma.models.quantized import supported
+
+runner = CliRunner()
+PROMPT = "a red apple"
+BASE = ("--size", "64x64", "--steps", "6", "--seed", "5", "--json")
+
+
+def made(tmp_path: Path, *flags: str, prompt: str = PROMPT) -> list[dict[str, Any]]:
+    """What the command tells of each picture."""
+    result = runner.invoke(app, ["generate", prompt, *BASE, "--out", str(tmp_path), *flags])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def pixels(told: dict[str, Any]) -> NDArray[np.float64]:
+    return np.asarray(Image.open(told["path"]), dtype=np.float64)
+
+
+def psnr(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(10 * np.log10(255**2 / max(np.mean((one - other) ** 2), 1e-9)))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
+    (told,) = made(tmp_path_factory.mktemp("plain"))
+    return pixels(told)
+
+
+def test_the_same_command_gives_the_same_picture(
+    plain: NDArray[np.float64], tmp_path: Path
+) -> None:
+    (told,) = made(tmp_path)
+    assert np.array_equal(pixels(told), plain)
+    assert told["seed"] == 5 and read_settings(Path(told["path"]))["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("way", ["strips", "strips-spill"])
+def test_strips_give_the_picture_of_the_whole(
+    way: str, plain: NDArray[np.float64], tmp_path: Path
+) -> None:
+    (told,) = made(tmp_path, "--decode", way)
+    assert np.abs(pixels(told) - plain).max() <= 1
+
+
+def test_half_strips_are_near_the_whole(plain: NDArray[np.float64], tmp_path: Path) -> None:
+    (told,) = made(tmp_path, "--decode", "strips-half")
+    assert psnr(pixels(told), plain) > 45
+
+
+def test_a_limit_that_is_kept_changes_nothing(plain: NDArray[np.float64], tmp_path: Path) -> None:
+    (told,) = made(tmp_path, "--memory", "8GB")
+    assert np.abs(pixels(told) - plain).max() <= 1
+
+
+def test_a_limit_that_cannot_be_kept_is_refused_with_advice(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--memory", "50MB"]
+    result = runner.invoke(app, ["generate", PROMPT, *BASE, *flags])
+    assert result.exit_code != 0 and "room for 0.05GB" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_shortcuts_are_near_and_remembered(plain: NDArray[np.float64], tmp_path: Path) -> None:
+    (told,) = made(tmp_path, "--fast")
+    found = psnr(pixels(told), plain)
+    assert 12 < found < 90, "near, yet not the same"
+    assert read_settings(Path(told["path"]))["fast"]
+
+
+def test_shortcuts_are_the_same_beside_other_pictures(tmp_path: Path) -> None:
+    (alone,) = made(tmp_path / "alone", "--fast")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"a blue fish\n{PROMPT}\na green tree\n")
+    flags = [*BASE, "--out", str(tmp_path / "many"), "--fast", "--prompts", str(prompts)]
+    result = runner.invoke(app, ["generate", *flags])
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    (same,) = [each for each in told if each["prompt"] == PROMPT]
+    assert same["seed"] == alone["seed"]
+    assert np.abs(pixels(same) - pixels(alone)).max() <= 1
+
+
+@pytest.mark.skipif(not supported(), reason="this torch has no 8-bit products")
+def test_fewer_bits_are_near_and_remembered(plain: NDArray[np.float64], tmp_path: Path) -> None:
+    (told,) = made(tmp_path, "--quantize", "int8")
+    assert 15 < psnr(pixels(told), plain) < 90, "near, yet not the same"
+    assert read_settings(Path(told["path"]))["quantize"] == "int8"
+
+
+def test_modes_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--quantize", "int3"]
+    result = runner.invoke(app, ["generate", PROMPT, *BASE, *flags])
+    assert result.exit_code != 0 and "int8" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kept_prompt_gives_the_same_picture(plain: NDArray[np.float64], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name in ("first", "second"):
+        (told,) = made(tmp_path / name, "--prompt-cache", str(cache))
+        assert np.array_equal(pixels(told), plain)
+    assert len(list(cache.rglob("*.safetensors"))) == 2, "the prompt and the empty one"
+
+
+def test_plan_tells_what_generate_would_do() -> None:
+    result = runner.invoke(app, ["plan", "--model", "mini", "--size", "128x128", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["width"], told["height"], told["placement"]) == (128, 128, "resident")
+    assert {"transformer", "text encoder"} <= {part["name"] for part in told["parts"]}

@@ -1,0 +1,216 @@
+"""Plans: what the networks are found to take, which plan is chosen, and who follows it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from pixsigma.cli import app, fitting
+from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
+from pixsigma.errors import InputError, MissingWeightsError, OutOfMemoryError
+from pixsigma.machine import Machine, available_memory, parse_memory, resident_memory, this_machine
+from pixsigma.memory import (
+    Plan,
+    Wish,
+    _decoded,
+    candidates,
+    decode_cost,
+    make_plan,
+    parameters,
+    require,
+)
+from pixsigma.models.t5 import T5Encoder
+from pixsigma.pipeline import PixArtSigmaPipeline
+from pixsigma.rehearsal import rehearse
+from pixsigma.requests import GenerationRequest
+from pixsigma.weights.facts import Facts, facts_of
+from pixsigma.weights.prompt_cache import CachedT5
+from pixsigma.weights.streaming import StreamedT5
+
+GB = 10**9
+CPU = Machine(device=torch.device("cpu"), memory=40 * GB, base=GB // 4, flops=1e11, bandwidth=1e10)
+CUDA = replace(CPU, device=torch.device("cuda"), base=0, flops=1e14)
+XL = Facts(
+    name="xl",
+    transformer=TransformerConfig(),
+    text_encoder=T5Config(),
+    autoencoder=AutoencoderConfig(),
+    stored={"transformer": 2.0, "text_encoder": 2.0, "autoencoder": 4.0},
+)
+PICTURE = Wish(width=512, height=512, tokens=20)
+
+
+def plan(memory: float, machine: Machine = CPU, facts: Facts = XL, **wish: Any) -> Plan:
+    return make_plan(facts, replace(PICTURE, **wish), replace(machine, memory=int(memory)))
+
+
+def test_rehearsals_count_products_and_what_is_alive() -> None:
+    with torch.device("meta"):
+        first, second = nn.Linear(10, 40, bias=False), nn.Linear(40, 10, bias=False)
+        x = torch.empty(5, 10)
+    cost = rehearse(lambda: second(first(x)))
+    assert cost.flops == 2 * 5 * 10 * 40 * 2
+    # the hidden values live until the last product is there
+    assert cost.num_bytes == 4 * 5 * (40 + 10)
+
+
+def test_attention_is_rehearsed_without_its_weights() -> None:
+    q = torch.empty(1, 2, 1000, 8, device="meta")
+    cost = rehearse(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+    assert cost.num_bytes == q.nbytes
+    assert cost.flops == 4 * 2 * 1000 * 1000 * 8
+
+
+def test_parameters_are_the_published_numbers() -> None:
+    assert 4.7e9 < parameters(T5Encoder, T5Config()) < 4.8e9
+
+
+def test_plenty_of_memory_keeps_everything() -> None:
+    made = plan(40 * GB)
+    assert (made.stream_text, made.decode, made.placement) == (False, "whole", "resident")
+    assert made.fits and made.peak > 4.7e9 * 4
+
+
+def test_less_memory_streams_then_decodes_in_strips() -> None:
+    peaks = {}
+    for limit in (20, 6, 3.6):
+        made = plan(limit * GB, width=1024, height=1024)
+        peaks[limit] = made
+        assert made.stream_text
+    assert peaks[20].decode == "whole"
+    assert peaks[6].decode == "whole" or peaks[6].decode == "strips"
+    assert peaks[3.6].decode != "whole"
+    assert peaks[20].peak >= peaks[6].peak > peaks[3.6].peak
+
+
+def test_the_published_model_fits_four_gigabytes() -> None:
+    made = plan(4 * GB, width=1024, height=1024, tokens=77)
+    assert made.fits, made.peak
+    assert made.seconds is not None and made.seconds > 60
+
+
+def test_what_fits_nowhere_is_refused_with_advice() -> None:
+    made = plan(1 * GB)
+    assert not made.fits
+    with pytest.raises(OutOfMemoryError, match=r"xl at 512x512 needs .*GB at least.*256x256"):
+        require(made)
+    assert require(plan(40 * GB)).fits
+
+
+def test_plans_by_themselves_are_exact_and_wishes_are_kept() -> None:
+    ways = {found.decode for found in candidates(XL, PICTURE, CPU)}
+    assert ways == {"whole", "strips", "strips-spill"}
+    assert plan(40 * GB, decode="strips-half").decode == "strips-half"
+    assert not plan(40 * GB, cached=True).stream_text
+    assert plan(40 * GB, cached=True).peak < 8 * GB
+    pickles = replace(XL, streamable=False)
+    assert not any(found.stream_text for found in candidates(pickles, PICTURE, CPU))
+
+
+def test_a_graphics_card_gets_parts_as_it_has_room() -> None:
+    half = {"dtype": torch.float16}
+    assert plan(40 * GB, CUDA, **half).placement == "resident"
+    small = plan(1.9 * GB, CUDA, **half)
+    assert small.stream_text
+    tiny = plan(0.9 * GB, CUDA, **half)
+    assert tiny.placement != "resident"
+    assert small.peak > tiny.peak
+
+
+def test_strips_of_large_pictures_are_in_proportion() -> None:
+    config = AutoencoderConfig()
+    guess, found = decode_cost(config, "strips", 640, 768), _decoded(config, "strips", 640, 768)
+    assert guess.flops == pytest.approx(found.flops, rel=0.1)
+    assert guess.num_bytes == pytest.approx(found.num_bytes, rel=0.15)
+    way = {w: decode_cost(config, w, 4096, 4096) for w in ("strips", "strips-half", "strips-spill")}
+    sizes = [cost.num_bytes for cost in way.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] < 6 * GB and sizes[2] < 3 * GB
+
+
+def test_facts_of_what_is_here_and_what_is_not() -> None:
+    mini = facts_of("mini")
+    assert mini.here and mini.streamable and mini.stored["transformer"] == 2
+    far = facts_of("sigma-1024")
+    assert far.text_encoder == T5Config() and far.transformer.sample_size == 128
+    with pytest.raises(MissingWeightsError):
+        facts_of("nowhere/at-all.pth")
+
+
+def test_sizes_of_memory() -> None:
+    given = {"4GB": 4e9, "3.5gib": 3.5 * 2**30, "900 MB": 9e8, "1000": 1000, "2k": 2000}
+    assert {text: parse_memory(text) for text in given} == given
+    for wrong in ("", "many", "4XB", "-1GB", "0GB"):
+        with pytest.raises(InputError, match="such as 4GB"):
+            parse_memory(wrong)
+    assert resident_memory() > 0 and available_memory() > 0
+    machine = this_machine(torch.device("cpu"), torch.float32)
+    assert machine.flops and machine.bandwidth and machine.memory > machine.base
+
+
+def test_the_command_tells_a_plan_and_fails_where_nothing_fits() -> None:
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["plan", "--size", "128x128", *arguments])
+
+    told = run()
+    assert told.exit_code == 0, told.stderr
+    assert "text encoder  cpu, resident" in told.stdout and "peak" in told.stdout
+    row = json.loads(run("--json", "--memory", "1.5GB", "--decode", "strips").stdout)
+    assert row["decode"] == "strips" and row["fits"] and row["memory_bytes"] == 1.5e9
+    assert [part["name"] for part in row["parts"]] == [
+        "text encoder",
+        "transformer",
+        "autoencoder",
+    ]
+    poor = run("--memory", "100MB")
+    assert poor.exit_code == 1 and "more than" in poor.stdout
+    assert run("--decode", "stripes").exit_code == 2
+
+
+def fitted(tmp_path: Path, **changes: Any) -> PixArtSigmaPipeline:
+    settings: dict[str, Any] = {
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "memory": None,
+        "decode": "auto",
+        "prompt_cache": "auto",
+        "text_and_vae": None,
+    }
+    return fitting.fitted("mini", [GenerationRequest(prompt="x")], **settings | changes)
+
+
+def test_a_pipeline_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = fitted(tmp_path)
+    assert plain.decoding == "whole" and isinstance(plain.text_encoder.encoder, T5Encoder)
+    made = make_plan(facts_of("mini"), replace(PICTURE, decode="strips"), CPU)
+    monkeypatch.setattr(fitting, "planned", lambda *a, **k: replace(made, stream_text=True))
+    close = fitted(tmp_path, memory="4GB", decode="strips")
+    assert close.decoding == "strips" and isinstance(close.text_encoder.encoder, StreamedT5)
+    monkeypatch.setattr(fitting, "planned", lambda *a, **k: replace(made, placement="model"))
+    assert fitted(tmp_path, memory="4GB").placement.mode == "model"
+    cached = fitted(tmp_path, prompt_cache=str(tmp_path / "kept"))
+    assert isinstance(cached.text_encoder.encoder, CachedT5)
+
+
+def test_too_little_memory_is_refused_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "load", lambda *a: pytest.fail("loaded"))
+    with pytest.raises(OutOfMemoryError, match="mini at 128x128 needs"):
+        fitted(tmp_path, memory="50MB")
+
+
+def test_large_drawings_are_planned_without_being_asked() -> None:
+    large = GenerationRequest(prompt="x", width=1024, height=1024)
+    mini = facts_of("mini")
+    assert fitting.needs_plan(mini, [GenerationRequest(prompt="x"), large], torch.float32)
+    assert not fitting.needs_plan(mini, [GenerationRequest(prompt="x")], torch.float32)
+    assert fitting.needs_plan(XL, [], torch.float32)
+    assert fitting.cache_folder("auto", mini) is None
+    assert fitting.cache_folder("auto", XL) is not None
+    assert fitting.cache_folder("off", XL) is None

@@ -1,0 +1,184 @@
+"""Eight bits: near the full precision, the same picture alone and in company, whole round trips."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixsigma.config import TransformerConfig
+from pixsigma.errors import InputError, MismatchError, MissingExtraError, UnknownNameError
+from pixsigma.measuring import relative_error
+from pixsigma.models import quantized as engine
+from pixsigma.models.quantized import Int8Linear, has_int8, quantize_rows, with_int8
+from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.pipeline import PixArtSigmaPipeline
+from pixsigma.quantize import check_mode, is_quantized, quantized
+from pixsigma.weights.convert import convert
+from pixsigma.weights.folder import open_transformer, save_folder, save_transformer
+from small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+
+pytestmark = pytest.mark.skipif(not engine.supported(), reason="this torch is without oneDNN")
+
+
+def int8_linear(num_in: int = 64, num_out: int = 96) -> tuple[torch.nn.Linear, Int8Linear]:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(num_in, num_out).requires_grad_(False)
+    layer = Int8Linear(num_in, num_out)
+    weight, scale = quantize_rows(linear.weight)
+    layer.load_state_dict({"weight": weight, "weight_scale": scale, "bias": linear.bias})
+    return linear, layer
+
+
+def step(model: PixArtTransformer, rows: int = 1) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 5, model.config.caption_channels, generator=g).expand(rows, -1, -1)
+    x = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for _ in range(rows)])
+    with torch.no_grad():
+        return model(x, torch.full((rows,), 500.0), text)
+
+
+def check_same(found: PixArtTransformer, expected: PixArtTransformer) -> None:
+    """The same weights to the last bit; sums of float32 vary with where the weights lie."""
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert relative_error(step(found), step(expected)) <= 1e-5
+
+
+def test_rows_keep_half_a_step_of_their_own_scale() -> None:
+    weight = torch.randn(8, 32) * torch.logspace(-3, 3, 8)[:, None]
+    numbers, scale = quantize_rows(weight)
+    assert numbers.dtype == torch.int8 and int(numbers.abs().amax()) == 127
+    assert bool(((weight - numbers * scale[:, None]).abs() <= scale[:, None] * 0.5001).all())
+    assert quantize_rows(torch.zeros(2, 4))[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("shape", [(7, 64), (3, 5, 64), (2, 1, 64)])
+def test_a_layer_is_near_the_full_one(shape: tuple[int, ...]) -> None:
+    linear, layer = int8_linear()
+    x = torch.randn(shape)
+    assert layer(x).shape == linear(x).shape
+    assert relative_error(layer(x), linear(x)) < 0.02
+
+
+def test_gelu_comes_with_the_product() -> None:
+    linear, layer = int8_linear()
+    x = torch.randn(2, 9, 64)
+    expected = torch.nn.functional.gelu(linear(x), approximate="tanh")
+    assert relative_error(layer(x, "gelu"), expected) < 0.02
+
+
+def test_cpus_that_add_in_16_bits_get_weights_of_7(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, layer = int8_linear()
+    x = torch.rand(40, 64)
+    monkeypatch.setattr(engine, "saturates", lambda: True)
+    assert relative_error(layer(x), linear(x)) < 0.02
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    _, layer = int8_linear()
+    x = torch.randn(3, 64)
+    x[1, 2] = torch.inf
+    assert layer(x).isnan().all()
+
+
+def test_one_step_is_within_the_bound_and_the_weights_are_smaller() -> None:
+    model = small_transformer()
+    small = quantized(model)
+    assert 0 < relative_error(step(small), step(model)) < 0.04
+    assert has_int8(small) and not has_int8(model)
+    blocks = [name for name in small.state_dict() if name.endswith("weight_scale")]
+    assert len(blocks) == 7 * SIGMA.num_layers
+
+
+def test_a_picture_does_not_depend_on_its_neighbours() -> None:
+    small = quantized(small_transformer())
+    together, alone = step(small, rows=3), step(small, rows=1)
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4)
+
+
+def test_layers_that_match_are_left_alone_and_shared() -> None:
+    model = small_transformer()
+    small = quantized(model, keep=r"blocks\.0\..*")
+    assert small.blocks[0].attn.qkv.weight is not None
+    assert not has_int8(small.blocks[0]) and has_int8(small.blocks[1])
+    assert small.blocks[0].mlp.fc1.weight.data_ptr() == model.blocks[0].mlp.fc1.weight.data_ptr()
+
+
+def test_one_layer_of_a_pair_may_stay() -> None:
+    model = small_transformer()
+    for keep in (r".*fc1", r".*fc2"):
+        assert relative_error(step(quantized(model, keep=keep)), step(model)) < 0.04
+
+
+def test_quantised_weights_are_saved_and_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    small = quantized(small_transformer())
+    save_transformer(small, tmp_path / "transformer")
+    opened = open_transformer(tmp_path)
+    assert opened.tensors["blocks.0.attn.qkv.weight"].dtype == torch.int8
+    check_same(opened.load(torch.float32), small)
+    config = json.loads((tmp_path / "transformer" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "pixsigma-int8"
+
+
+def test_reading_in_int8_is_quantising_what_was_read(tmp_path: Path) -> None:
+    model = small_transformer()
+    save_transformer(model, tmp_path / "transformer")
+    read = open_transformer(tmp_path).load(int8=True)
+    check_same(read, quantized(model))
+
+
+def test_a_pipeline_saves_and_loads_and_draws_the_same(tmp_path: Path) -> None:
+    parts = {"text_encoder": small_text_encoder(), "autoencoder": small_autoencoder()}
+    save_folder(tmp_path / "full", transformer=small_transformer(), **parts)
+    pipe = PixArtSigmaPipeline.from_pretrained(tmp_path / "full", quantize="int8")
+    pipe.save_pretrained(tmp_path / "small")
+    again = PixArtSigmaPipeline.from_pretrained(tmp_path / "small")
+    assert has_int8(again.transformer)
+    *_, first = pipe.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
+    *_, second = again.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
+    assert relative_error(second.latents, first.latents) <= 1e-4
+
+
+def test_a_copy_packs_its_weights_anew() -> None:
+    small = quantized(small_transformer())
+    expected = step(small)
+    assert torch.equal(step(copy.deepcopy(small)), expected)
+
+
+def test_adapters_do_not_go_on_quantised_weights(tmp_path: Path) -> None:
+    pipe = PixArtSigmaPipeline.from_pretrained("mini", text_encoder=None, vae=None, quantize="int8")
+    assert is_quantized(pipe.transformer)
+    with pytest.raises(InputError, match="full precision"):
+        pipe.load_lora(tmp_path / "any.safetensors")
+
+
+def test_modes_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match="int8, int8-weights"):
+        check_mode("int3")
+    with pytest.raises(InputError, match="--device cpu"):
+        check_mode("int8", torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install torchao"):
+        check_mode("fp8-weights")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        check_mode("fp8-weights")
+    check_mode(None)
+
+
+def test_a_quantised_model_is_not_converted(tmp_path: Path) -> None:
+    save_transformer(quantized(small_transformer()), tmp_path / "transformer")
+    with pytest.raises(MismatchError, match="8 bits"):
+        convert(tmp_path, tmp_path / "out.pth", to="pth")
+
+
+def test_only_linear_layers_are_quantised() -> None:
+    with torch.device("meta"):
+        model = PixArtTransformer(TransformerConfig(num_layers=1))
+    for name in ("x_embedder.proj", "blocks.7.attn.qkv"):
+        with pytest.raises(InputError, match="linear layers"):
+            with_int8(model, [name])
