@@ -38,10 +38,19 @@ def train(
     trainer = Trainer(recipe, out)
     if resume:
         trainer.resume()
-    if not trainer.accelerator.is_main_process:
-        yield from trainer.run(stop)
-        return
-    validation = Validation(recipe, out, trainer.schedule, sampler_of(recipe))
+    try:
+        if trainer.accelerator.is_main_process:
+            yield from logged(trainer, out, stop)
+        else:
+            yield from trainer.run(stop)
+    finally:
+        # of every process: one that exits inside its group's threads is aborted
+        trainer.accelerator.end_training()
+
+
+def logged(trainer: Trainer, out: Path, stop: Callable[[], bool]) -> Iterator[Progress]:
+    """The steps, with everything that is kept beside the checkpoints."""
+    validation = Validation(trainer.recipe, out, trainer.schedule, sampler_of(trainer.recipe))
     save_beside(trainer, out)
     log = out / METRICS
     rows = [row for row in read_metrics(log) if row["step"] <= trainer.step]
@@ -61,7 +70,6 @@ def train(
         raise
     finally:
         draw_curves(rows, out / CURVES)
-        trainer.accelerator.end_training()
 
 
 def track(trainer: Trainer, row: dict[str, Any]) -> None:
