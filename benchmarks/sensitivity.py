@@ -1,5 +1,7 @@
 """Which layers 8 bits hurt: the error of one step with one kind, or one block, quantised alone.
 
+Alone in 8 bits, that is, as `int8-fast` has them; `int8` has 16 in two halves.
+
     python benchmarks/sensitivity.py [--model mini] [--xl] [--quick]
 
 On trained weights by default; `--xl` takes random ones of the XL/2 size. Says also what all of
@@ -16,6 +18,7 @@ from pixsigma.measuring import columns, psnr, relative_error, write_report
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.quantize import quantized
+from pixsigma.weights.quantized import CPU_MODES
 
 KINDS = (
     r"attn\.qkv", r"attn\.proj", r"cross_attn\.q_linear", r"cross_attn\.kv_linear",
@@ -38,8 +41,10 @@ def alone(pattern: str) -> str:
     return rf"(?!blocks\.{pattern}$).*"
 
 
-def errors(model: PixArtTransformer, keep: str | None, tasks: list[Task]) -> list[float]:
-    small = quantized(model, "int8-fast", keep=keep)
+def errors(
+    model: PixArtTransformer, keep: str | None, tasks: list[Task], mode: str = "int8-fast"
+) -> list[float]:
+    small = quantized(model, mode, keep=keep)
     return [
         relative_error(step_of_ours(small, task)(), step_of_ours(model, task)()) for task in tasks
     ]
@@ -72,23 +77,26 @@ def main() -> None:
     model = random_transformer(TransformerConfig(num_layers=args.layers)) if args.xl else None
     model = model or pipe.transformer
     tasks = tasks_of(args, pipe, model)[: 1 if args.quick else None]
-    rows = {"all": errors(model, None, tasks)}
+    rows = {f"all, {mode}": errors(model, None, tasks, mode) for mode in CPU_MODES}
     rows |= {kind: errors(model, alone(rf"\d+\.{kind}"), tasks) for kind in KINDS}
     blocks = range(0, model.config.num_layers, 4 if args.quick else 1)
     rows |= {f"block {i}": errors(model, alone(rf"{i}\..*"), tasks) for i in blocks}
     report = {"model": "random XL/2" if args.xl else args.model, "timesteps": TIMES, "errors": rows}
     if pipe is not None:
         steps = 4 if args.quick else 20
-        full = pictures(pipe, steps)
-        pipe.quantize("int8")
-        report["psnr"] = [psnr(a, b) for a, b in zip(pictures(pipe, steps), full, strict=True)]
+        full, report["psnr"] = pictures(pipe, steps), {}
+        for mode in CPU_MODES:
+            pipe.transformer = quantized(model, mode)
+            drawn = pictures(pipe, steps)
+            report["psnr"][mode] = [psnr(a, b) for a, b in zip(drawn, full, strict=True)]
     write_report(args.out / "sensitivity.json", report)
     print(
         columns(
             [{"in 8 bits": k, "mean": sum(v) / len(v), "worst": max(v)} for k, v in rows.items()]
         )
     )
-    print("PSNR of pictures:", ", ".join(f"{value:.1f} dB" for value in report.get("psnr", [])))
+    for mode, found in report.get("psnr", {}).items():
+        print(f"PSNR of pictures, {mode}:", ", ".join(f"{value:.1f} dB" for value in found))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pixsigma.models.quantized import (
 )
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pipeline import PixArtSigmaPipeline
-from pixsigma.quantize import check_mode, is_quantized, quantized
+from pixsigma.quantize import GPU_MODES, by_torchao, check_mode, is_quantized, quantized
 from pixsigma.weights.convert import convert
 from pixsigma.weights.folder import open_transformer, save_folder, save_transformer
 from small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
@@ -251,3 +251,31 @@ def test_only_linear_layers_are_quantised() -> None:
     for name in ("x_embedder.proj", "blocks.7.attn.qkv"):
         with pytest.raises(InputError, match="linear layers"):
             with_int8(model, [name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", GPU_MODES)
+def test_modes_of_torchao_are_near_and_not_saved(mode: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    model = small_transformer()
+    expected = step(model)
+    try:
+        small = by_torchao(model, mode, None, device="cpu")
+    except MissingExtraError as error:
+        pytest.skip(f"{error}")
+    assert is_quantized(small)
+    assert 0 < relative_error(step(small), expected) < 0.1
+    with pytest.raises(InputError, match="save the model before quantising"):
+        save_transformer(small, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_package_that_torchao_wants_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ImportError("Requires mslk")
+
+    monkeypatch.setattr(torchao, "quantize_", refuse)
+    with pytest.raises(MissingExtraError, match="Requires mslk"):
+        by_torchao(small_transformer(), "int4-weights", None, device="cpu")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pixsigma.errors import InputError, MissingExtraError, UnknownNameError
-from pixsigma.models.quantized import has_int8, supported
+from pixsigma.models.quantized import by_others, has_int8, supported
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.weights.files import Tensors
 from pixsigma.weights.quantized import (
@@ -76,14 +76,22 @@ def quantized(
     return by_torchao(model, mode, keep)
 
 
-def by_torchao(model: PixArtTransformer, mode: str, keep: str | None) -> PixArtTransformer:
-    """Quantise in place by torchao. This was never run on a GPU: see docs/performance.md."""
+def by_torchao(
+    model: PixArtTransformer, mode: str, keep: str | None, device: str = "cuda"
+) -> PixArtTransformer:
+    """Quantise in place by torchao. This was never run on a GPU: see docs/performance.md.
+
+    Raises MissingExtraError where torchao lacks the mode, or a package that the mode needs.
+    """
     import torchao.quantization as torchao
 
     config: Callable[[], Any] | None = getattr(torchao, GPU_MODES[mode], None)
     if config is None:
         raise MissingExtraError(f"quantize={mode!r} needs a newer torchao: it has no such mode")
-    torchao.quantize_(model.to("cuda"), config(), filter_fn=_chosen(keep))
+    try:
+        torchao.quantize_(model.to(device), config(), filter_fn=_chosen(keep))
+    except ImportError as error:
+        raise MissingExtraError(f"quantize={mode!r}, torchao says: {error}") from error
     return model
 
 
@@ -99,5 +107,4 @@ def _chosen(keep: str | None) -> Callable[[nn.Module, str], bool]:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether weights of the network are no longer numbers that can be added to."""
-    kinds = {type(parameter).__module__.split(".")[0] for parameter in model.parameters()}
-    return has_int8(model) or "torchao" in kinds
+    return has_int8(model) or by_others(model)

@@ -245,6 +245,11 @@ def has_int8(model: nn.Module) -> bool:
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
+def by_others(model: nn.Module) -> bool:
+    """Whether weights are of torchao's kinds, which are not plain numbers."""
+    return any(type(each).__module__.startswith("torchao.") for each in model.parameters())
+
+
 def quantized_layers(names: Iterable[str]) -> tuple[str, ...]:
     """The layers in 8 bits, by the names of a file's tensors."""
     return tuple(name.removesuffix(SCALE) for name in names if name.endswith(SCALE))

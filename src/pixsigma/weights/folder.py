@@ -16,13 +16,14 @@ from pixsigma.diffusion.samplers.published import config_of, sampler_from_config
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import (
     CorruptWeightsError,
+    InputError,
     MismatchError,
     MissingWeightsError,
     UnknownNameError,
 )
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
-from pixsigma.models.quantized import fine_layers, has_int8, quantized_layers
+from pixsigma.models.quantized import by_others, fine_layers, has_int8, quantized_layers
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
@@ -286,8 +287,14 @@ def save_folder(
 def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:
     """Write `config.json` and weights in diffusers names; raises OutputError.
 
-    A network in 8 bits has our own names, and is not for diffusers.
+    A network in 8 bits has our own names, and is not for diffusers. Raises InputError for weights
+    of torchao.
     """
+    if by_others(transformer):
+        raise InputError(
+            "weights that torchao quantised are not saved: save the model before quantising, and "
+            "give quantize= again when it is loaded; 'int8' can be saved"
+        )
     if has_int8(transformer):
         config = config_files.transformer_json(transformer.config)
         config["quantization_config"] = config_files.QUANTIZATION
