@@ -33,6 +33,7 @@ from pixsigma.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from pixsigma.training.control import Following, averaged, following, refuse_hints, save_copy
 from pixsigma.training.distill import Distillation, asked_alone
 from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
@@ -124,6 +125,7 @@ def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> 
         )
     ratio = config.kv_compression.ratio if config.kv_compression else 1
     multiple = config.patch_size * ratio
+    refuse_hints(data, recipe.features, recipe.control)
     for channels, height, width in data.latent_shapes:
         odd = height % multiple or width % multiple
         if channels != config.in_channels or odd:
@@ -173,7 +175,7 @@ class Trainer:
         self.data = self.read(recipe.features)
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
-        self.model = build_model(recipe).to(self.accelerator.device)
+        self.model: Any = build_model(recipe).to(self.accelerator.device)
         refuse_misfit(self.data, recipe, self.model.config)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
@@ -182,6 +184,8 @@ class Trainer:
         teacher = None if recipe.distill is None else teacher_of(recipe, self.model)
         adapter = recipe.adapter
         self.adapted = {} if adapter is None else put_on(self.model, adapter)
+        if recipe.control is not None:
+            self.model = Following(self.model, recipe.control)
         self.model.recompute = run.gradient_checkpointing
         for part in self.model.modules():
             if isinstance(part, SelfAttention):
@@ -273,7 +277,8 @@ class Trainer:
         """(B,): of every picture."""
         if self.distillation is not None:
             return self.distillation.loss(self.network, batch, rng)
-        return loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng)
+        network = self.network if self.recipe.control is None else following(self.network, batch)
+        return loss_of_batch(network, self.schedule, batch, self.recipe.loss, rng)
 
     def randomness(self, part: int) -> torch.Generator:
         """Of one part of one step's pictures: a function of seed, step and part alone.
@@ -326,10 +331,14 @@ class Trainer:
     def save_result(self) -> None:
         """Write what the run is for: the averaged weights, as a model or as an adapter."""
         adapter, weights = self.recipe.adapter, self.ema.shadow
+        base = self.recipe.model.init_from
+        if (control := self.recipe.control) is not None:
+            assert base is not None, "the recipe refuses a control without"
+            save_copy(weights, self.model, self.out / "control", control, base)
+            return
         if adapter is None:
             save_transformer(self.averaged(), self.out / "model" / "transformer")
             return
-        base = self.recipe.model.init_from
         save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
 
     def resume(self) -> None:
@@ -337,15 +346,18 @@ class Trainer:
         state = load_checkpoint(latest_checkpoint(self.out))
         refuse_change(state["recipe"], self.recipe)
         self.step = state["step"]
-        self.model.load_state_dict(state["model"], strict=self.recipe.adapter is None)
+        part = self.recipe.adapter is not None or self.recipe.control is not None
+        self.model.load_state_dict(state["model"], strict=not part)
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def averaged(self) -> PixArtTransformer:
+    def averaged(self) -> PixArtTransformer | Following:
         """The model with the averaged weights; what is not trained is shared with it."""
+        if self.recipe.control is not None:
+            return averaged(self.model, self.ema.shadow)
         if self.recipe.adapter is not None:
             return sharing(self.model, self.ema.shadow)
         with torch.device("meta"):
