@@ -13,7 +13,7 @@ from pixsigma.models.controlnet import Control, Controlled, ControlNet
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.shapes import Latents, Timesteps
 from pixsigma.training.sections import ControlSection
-from pixsigma.weights.build import resolve
+from pixsigma.weights.build import Part, resolve
 from pixsigma.weights.controls import save_control
 from pixsigma.weights.folder import open_transformer
 
@@ -80,7 +80,8 @@ def save_copy(
     `weights` are those of `Following` that are trained. Raises OutputError.
     """
     own = {key.removeprefix("copy."): value for key, value in weights.items()}
-    variant = open_transformer(resolve(base, ("transformer",))).detected.variant
+    parts: tuple[Part, ...] = ("transformer",)
+    variant = open_transformer(resolve(base, parts)).detected.variant
     return save_control(own, model.base, folder, kind=section.kind, variant=variant)
 
 

@@ -354,8 +354,11 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def averaged(self) -> PixArtTransformer | Following:
-        """The model with the averaged weights; what is not trained is shared with it."""
+    def averaged(self) -> Any:
+        """The model (with a ControlNet, a Following) with the averaged weights.
+
+        What is not trained is shared with it.
+        """
         if self.recipe.control is not None:
             return averaged(self.model, self.ema.shadow)
         if self.recipe.adapter is not None:

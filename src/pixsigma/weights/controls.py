@@ -86,7 +86,9 @@ def read_control(
     told = _told(file, tensors.metadata)
     own = _own(file, tensors)
     _check_kind(file, told.get("kind"), kind)
-    _check_base(file, tensors, told.get("variant"), base, variant)
+    specs = {key: tensors.specs[name] for key, name in own.items()}
+    _check_width(file, specs, base)
+    _check_variant(file, tensors, told.get("variant"), base, variant)
     places = [re.match(r"controlnet\.(\d+)\.", key) for key in own]
     num = 1 + max(int(place[1]) for place in places if place)
     if num >= base.config.num_layers:
@@ -94,10 +96,9 @@ def read_control(
             f"{file} copies {num} blocks, and a base needs more than that; this model has "
             f"{base.config.num_layers}"
         )
-    specs = {key: tensors.specs[name] for key, name in own.items()}
-    _check_width(file, specs, base)
     given = Tensors(specs, lambda key: tensors[own[key]])
     network = load_into(partial(ControlNet, base.config, num), given, dtype=dtype)
+    _check_base(file, tensors, base)
     return network, ControlReport(
         path=str(file),
         kind=told.get("kind"),
@@ -160,10 +161,10 @@ def _check_width(file: Path, specs: Mapping[str, Spec], base: PixArtTransformer)
         )
 
 
-def _check_base(
+def _check_variant(
     file: Path, tensors: Tensors, told: str | None, base: PixArtTransformer, variant: Variant
 ) -> None:
-    """Raise MismatchError where the file tells that it was trained beside another model."""
+    """Raise MismatchError where the file tells that it is for another family."""
     beside = {
         key.removeprefix("module.").removeprefix("base_model."): spec
         for key, spec in tensors.specs.items()
@@ -175,18 +176,22 @@ def _check_base(
         raise MismatchError(
             f"{file} was trained for {names.get(told, told)}, this model is {names[variant]}"
         )
+
+
+def _check_base(file: Path, tensors: Tensors, base: PixArtTransformer) -> None:
+    """Raise MismatchError where what the file has of its base is not of this one."""
     name = next((key for key in (EMBEDDER, f"module.{EMBEDDER}") if key in tensors.specs), None)
     if name is None:
         return
     theirs, ours = tensors[name].float(), base.x_embedder.proj.weight.detach().cpu().float()
-    same = theirs.shape == ours.shape
-    distance = float((theirs - ours).norm() / ours.norm()) if same else float("inf")
+    if theirs.shape != ours.shape:
+        raise MismatchError(
+            f"{file} reads latents of {theirs.shape[1]} channels in patches of {theirs.shape[2]}, "
+            f"this model of {ours.shape[1]} in patches of {ours.shape[2]}"
+        )
+    distance = float((theirs - ours).norm() / ours.norm())
     if distance > FAR:
         raise MismatchError(
             f"{file} was trained beside other weights: what embeds patches there differs from this "
-            f"model's by {distance:.0%}, a fine-tuned copy by far less; load the base that it is "
-            "for"
-            if same
-            else f"{file} reads latents of {theirs.shape[1]} channels in patches of "
-            f"{theirs.shape[2]}, this model of {ours.shape[1]} in patches of {ours.shape[2]}"
+            f"model's by {distance:.0%}, a fine-tuned copy by far less; load the base it is for"
         )
