@@ -28,8 +28,7 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="Make a key in --keys, show it once, end.")
     ] = None,
     origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Pages that may use the API, as https://shop.example; repeatable."),
+        list[str] | None, typer.Option(help="A web page's origin that may use the API; repeatable.")
     ] = None,
     loras: Annotated[
         Path | None, typer.Option(help="A folder of adapters that clients may name.")
