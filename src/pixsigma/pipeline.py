@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +36,10 @@ from pixsigma.weights.folder import save_folder
 
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
+
+
+def _here(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
 
 
 class PixArtSigmaPipeline:
@@ -212,10 +216,16 @@ class PixArtSigmaPipeline:
     draw_many = draw_many
 
     def stages(
-        self, request: "GenerationRequest", loras: adapters.Weighted, denoised: Denoised
+        self,
+        request: "GenerationRequest",
+        loras: adapters.Weighted,
+        denoised: Denoised,
+        away: Callable[..., Any] = _here,
     ) -> Iterator[Step]:
-        """The stages of a request whose adapters are read; `denoised` runs the loop."""
-        plan = planned(request, self.default_size, self.multiple)
+        """The stages of a request whose adapters are read; `denoised` runs the loop, `away` calls
+        what needs no transformer.
+        """
+        plan = away(planned, request, self.default_size, self.multiple)
         followed = controls.follower(self, request.control, plan.whole, plan.canvas)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
@@ -230,15 +240,16 @@ class PixArtSigmaPipeline:
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
-            steering = steering_of(self, request, max(1, len(levels) - 1), each.size)
+            steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
             drawing = self.drawing(text, None, scale, levels, each.size, generators)
+            given = away(self.given, plan, each, images)
             drawing = dataclasses.replace(
                 drawing,
                 steering=steering,
-                given=self.given(plan, each, images),
+                given=given,
                 fast=request.shortcuts,
-                controls=followed(levels, each.size),
+                controls=away(followed, levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
                 index = before + step.index
@@ -247,9 +258,9 @@ class PixArtSigmaPipeline:
             before = index
             yield dataclasses.replace(last, stage="decoding")
             assert last.latents is not None
-            images = self.decode(last.latents)
+            images = away(self.decode, last.latents)
         assert images is not None
-        yield dataclasses.replace(last, stage="done", images=plan.finished(images))
+        yield dataclasses.replace(last, stage="done", images=away(plan.finished, images))
 
     # The three rooms that a prompt goes through
 

@@ -96,7 +96,13 @@ class Region(BaseModel):
 class GenerationRequest(BaseModel):
     """One prompt and how to draw it, plain data; the names are those of the diffusers call."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     prompt: str = Field(max_length=100_000)
     negative_prompt: str = Field("", max_length=100_000)
