@@ -1,7 +1,7 @@
 """T5 in a small part of its size: matrix by matrix comes from the file, works and is dropped."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pixsigma.config import T5Config
+from pixsigma.models.quantized import SCALE
+from pixsigma.models.quantized_text import Int8Matrix
 from pixsigma.models.t5 import T5Encoder
-from pixsigma.weights.files import Tensors
+from pixsigma.weights.files import Spec, Tensors
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.load import check_fit
 from pixsigma.weights.mapped import Mapped, map_tensors
@@ -28,32 +30,44 @@ class StreamedT5(nn.Module):
     """The encoder with its matrices left in the file; answers equal those of `T5Encoder`.
 
     Norms and the position bias stay in memory. The linear layers compute in `dtype` on the device
-    of what comes in, whatever precision the file has.
+    of what comes in, whatever precision the file has; those that the file has in 8 bits multiply
+    in 8 bits on a CPU.
     """
 
     streamed = True
     """That nothing else need bring its layers to a device one by one."""
 
-    def __init__(self, config: T5Config, mapped: Mapped, dtype: torch.dtype) -> None:
-        """Raises MismatchError where names or shapes do not fit `config`."""
+    def __init__(self, config: T5Config, mapped: Mapped, dtype: torch.dtype, hold: int = 0) -> None:
+        """`hold` is how many bytes of matrices stay in memory once they were read: the first ones.
+
+        Raises MismatchError where names or shapes do not fit `config`.
+        """
         super().__init__()
         self.config = config
+        names = {T5.ours_of(name): key for name, key in T5.canonical(mapped.tensors).items()}
         self._tensors = T5.to_ours(mapped.tensors)
         with torch.device("meta"):
             net = T5Encoder(config)
-        check_fit(Tensors.of(net.state_dict()).specs, self._tensors.specs, T5)
-        self._reader = Reader(mapped, map(_their_name(mapped), in_order(config)))
+        check_fit(expected(net, self._tensors), self._tensors.specs, T5)
+        order = in_order(config)
+        held = frozenset(first_bytes(order, self._tensors.specs, hold))
+        self._reader = Reader(mapped, [names[key] for key in order], {names[key] for key in held})
         kept = partial(T5Encoder.storage_dtype, dtype=dtype)
         net.embed = Rows(self._tensors["embed.weight"], dtype)  # type: ignore[assignment]
         for name, module in list(net.named_modules()):
             if isinstance(module, nn.Linear):
-                key = f"{name}.weight"
-                layer = StreamedLinear(self._tensors[key], kept(key), self._reader)
-                net.set_submodule(name, layer)
+                net.set_submodule(name, self._layer(f"{name}.weight", kept, held))
         state = {key: self._tensors[key].to(kept(key), copy=True) for key in net.state_dict()}
         net.load_state_dict(state, strict=True, assign=True)
         self.net = net.eval().requires_grad_(False)
         self._lock = threading.Lock()
+
+    def _layer(self, key: str, kept: Any, held: Collection[str]) -> nn.Module:
+        stored = self._tensors[key]
+        if stored.dtype is not torch.int8:
+            return StreamedLinear(stored, kept(key), self._reader)
+        scale = self._tensors[key.removesuffix(".weight") + SCALE].clone()
+        return StreamedInt8(stored, scale, kept(key), self._reader, key in held)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, E) for `ids` (B, L) and `mask` (B, L), as of `T5Encoder`."""
@@ -88,6 +102,26 @@ class StreamedLinear(nn.Module):
         return y
 
 
+class StreamedInt8(nn.Module):
+    """The same for a W in 8 bits with a scale for each output."""
+
+    def __init__(
+        self, stored: Tensor, scale: Tensor, dtype: torch.dtype, reader: "Reader", held: bool
+    ) -> None:
+        super().__init__()
+        self.weight = torch.empty(stored.shape, dtype=dtype, device="meta")
+        self._matrix = Int8Matrix(stored, scale)
+        self._reader = reader
+        self._held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        self._reader.wait()
+        y = self._matrix.product(x, keep=self._held)
+        self._reader.done(copied=self._held)
+        return y
+
+
 class Rows(nn.Module):
     """An embedding that reads the rows asked for out of a file."""
 
@@ -118,12 +152,15 @@ def product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
 class Reader:
     """A thread that reads a file's tensors in a known order, a few ahead of who uses them.
 
-    A context: inside it `wait` before a tensor is used, `done` after it.
+    A context: inside it `wait` before a tensor is used, `done` after it. What is `held` stays, and
+    is not read in the next round.
     """
 
-    def __init__(self, mapped: Mapped, order: Iterable[str]) -> None:
+    def __init__(self, mapped: Mapped, order: Iterable[str], held: Collection[str] = ()) -> None:
         self._mapped = mapped
         self._order = list(order)
+        self._held = held
+        self._stay: set[str] = set()
 
     def __enter__(self) -> Self:
         self._used, self._stopped = 0, False
@@ -139,7 +176,8 @@ class Reader:
         self._room.release()
         self._thread.join()
         for key in self._order[self._used : self._used + AHEAD + 1]:
-            self._mapped.forget(key)
+            if key not in self._stay:
+                self._mapped.forget(key)
 
     def wait(self) -> None:
         """Return when the next tensor is in memory; raises what the reading raised."""
@@ -147,9 +185,13 @@ class Reader:
         if self._error is not None:
             raise self._error
 
-    def done(self) -> None:
-        """Drop the tensor; the thread may read another one."""
-        self._mapped.forget(self._order[self._used])
+    def done(self, copied: bool = False) -> None:
+        """Drop the tensor, or what is `copied` of it; the thread may read another one."""
+        key = self._order[self._used]
+        if key in self._held:
+            self._stay.add(key)
+        if copied or key not in self._held:
+            self._mapped.forget(key)
         self._used += 1
         self._room.release()
 
@@ -162,15 +204,20 @@ class Reader:
 
     def _read_all(self) -> None:
         for key in self._order[:AHEAD]:
-            self._mapped.ahead(key)
+            self._ahead(key)
         for i, key in enumerate(self._order):
             self._room.acquire()
             if self._stopped:
                 return
             for later in self._order[i + AHEAD : i + AHEAD + 1]:
-                self._mapped.ahead(later)
-            self._mapped.touch(key)
+                self._ahead(later)
+            if key not in self._stay:
+                self._mapped.touch(key)
             self._ready.release()
+
+    def _ahead(self, key: str) -> None:
+        if key not in self._stay:
+            self._mapped.ahead(key)
 
 
 def in_order(config: T5Config) -> list[str]:
@@ -179,14 +226,30 @@ def in_order(config: T5Config) -> list[str]:
     return [f"blocks.{i}.{name}.weight" for i in range(config.num_layers) for name in layer]
 
 
-def open_streamed(path: Path | str, config: T5Config, dtype: torch.dtype | None) -> StreamedT5:
+def expected(net: T5Encoder, given: Tensors) -> dict[str, Spec]:
+    """Names and shapes of `net`, with the scales of the matrices that a file has in 8 bits."""
+    specs = Tensors.of(net.state_dict()).specs
+    for key in in_order(net.config):
+        if key in given.specs and given.specs[key].dtype is torch.int8:
+            specs[key.removesuffix(".weight") + SCALE] = Spec(specs[key].shape[:1], torch.float32)
+    return specs
+
+
+def first_bytes(order: Iterable[str], specs: dict[str, Spec], room: int) -> Iterator[str]:
+    """As many of the first tensors as have room."""
+    for key in order:
+        room -= specs[key].num_bytes if key in specs else 0
+        if room < 0:
+            return
+        yield key
+
+
+def open_streamed(
+    path: Path | str, config: T5Config, dtype: torch.dtype | None, hold: int = 0
+) -> StreamedT5:
     """The encoder in a safetensors file or sharded index; `dtype` None computes in fp32.
 
-    Raises MissingWeightsError, CorruptWeightsError or MismatchError.
+    `hold` is how many bytes of matrices may stay in memory. Raises MissingWeightsError,
+    CorruptWeightsError or MismatchError.
     """
-    return StreamedT5(config, map_tensors(path), dtype or torch.float32)
-
-
-def _their_name(mapped: Mapped) -> Any:
-    names = T5.canonical(mapped.tensors)
-    return lambda key: names[T5.theirs_of(key)[0]]
+    return StreamedT5(config, map_tensors(path), dtype or torch.float32, hold)
