@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from pixsigma.cli import app
 from pixsigma.errors import InputError, MismatchError
+from pixsigma.models import quantized_text
 from pixsigma.models.quantized import quantize_rows
-from pixsigma.models.quantized_text import Int8Matrix
+from pixsigma.models.quantized_text import product
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.weights.folder import read_text_encoder, save_text_encoder
 from pixsigma.weights.streaming import StreamedT5
@@ -27,24 +28,48 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "full", save_int8_text(tmp_path / "full", tmp_path / "small")
 
 
-def test_rows_have_scales_of_their_own() -> None:
+@pytest.mark.parametrize("rows", [5, 60])
+@pytest.mark.parametrize("vnni", [False, True])
+def test_rows_have_scales_of_their_own(
+    rows: int, vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_text, "saturates", lambda: not vnni)
     torch.manual_seed(0)
-    weight, x = torch.randn(24, 32), torch.randn(5, 32)
+    weight, x = torch.randn(24, 32), torch.randn(rows, 32)
     x[1] *= 1e4
     x[2] = 0
-    given = Int8Matrix(*quantize_rows(weight)).product(x)
+    numbers, scale = quantize_rows(weight)
+    given = product(x[None], numbers, torch.float32, scale)[0]
     expected = x @ weight.T
+    error = (given - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-9)
     assert torch.equal(given[2], torch.zeros(24))
-    for row in (0, 1, 3, 4):
-        assert (given[row] - expected[row]).norm() <= 0.02 * expected[row].norm()
+    assert error.max() <= 0.02
+    # inputs are rounded with VNNI only; beyond that, both are the product of the rounded weight
+    exact = x @ (numbers * scale[:, None]).T
+    assert torch.allclose(given, exact, rtol=1e-5, atol=1e-5) != vnni
 
 
 def test_nan_stays_nan() -> None:
-    layer = Int8Matrix(*quantize_rows(torch.randn(4, 8)))
+    numbers, scale = quantize_rows(torch.randn(4, 8))
     x = torch.ones(2, 8)
     x[0, 3] = torch.nan
-    y = layer.product(x)
+    y = product(x, numbers, torch.float32, scale)
     assert y[0].isnan().all() and y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_weights_are_multiplied_as_wide_ones(
+    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_text, "BLOCK_BYTES", 500)
+    torch.manual_seed(0)
+    weight, x = torch.randn(50, 30).to(stored), torch.randn(2, 7, 30)
+    expected = x @ weight.float().T
+    for onednn in (False, True):
+        monkeypatch.setattr(quantized_text, "has_onednn_linear", lambda it=onednn: it)
+        given = product(x, weight, torch.float32)
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
+    assert quantized_text.has_onednn_linear()
 
 
 @pytest.mark.parametrize("stream", [False, True, 2000])

@@ -8,11 +8,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pixsigma.config import T5Config
 from pixsigma.models.quantized import SCALE
-from pixsigma.models.quantized_text import Int8Matrix
+from pixsigma.models.quantized_text import product
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.weights.files import Spec, Tensors
 from pixsigma.weights.keymaps import T5
@@ -21,9 +20,6 @@ from pixsigma.weights.mapped import Mapped, map_tensors
 
 AHEAD = 7
 """Matrices that are read before their turn: those of one layer."""
-
-BLOCK_BYTES = 16 * 2**20
-"""Of a matrix as computed with, at a time: what the cache of a processor holds."""
 
 
 class StreamedT5(nn.Module):
@@ -56,23 +52,27 @@ class StreamedT5(nn.Module):
         net.embed = Rows(self._tensors["embed.weight"], dtype)  # type: ignore[assignment]
         for name, module in list(net.named_modules()):
             if isinstance(module, nn.Linear):
-                net.set_submodule(name, self._layer(f"{name}.weight", kept, held))
+                net.set_submodule(name, self._layer(f"{name}.weight", kept))
         state = {key: self._tensors[key].to(kept(key), copy=True) for key in net.state_dict()}
         net.load_state_dict(state, strict=True, assign=True)
         self.net = net.eval().requires_grad_(False)
         self._lock = threading.Lock()
 
-    def _layer(self, key: str, kept: Any, held: Collection[str]) -> nn.Module:
+    def _layer(self, key: str, kept: Any) -> nn.Module:
         stored = self._tensors[key]
-        if stored.dtype is not torch.int8:
-            return StreamedLinear(stored, kept(key), self._reader)
-        scale = self._tensors[key.removesuffix(".weight") + SCALE].clone()
-        return StreamedInt8(stored, scale, kept(key), self._reader, key in held)
+        name = key.removesuffix(".weight") + SCALE
+        scale = self._tensors[name].clone() if stored.dtype is torch.int8 else None
+        return StreamedLinear(stored, scale, kept(key), self._reader)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, E) for `ids` (B, L) and `mask` (B, L), as of `T5Encoder`."""
         with self._lock, self._reader:
             return self.net(ids, mask)
+
+    def read_only(self) -> None:
+        """Read all matrices as for a prompt, and compute nothing: how quick it could be at best."""
+        with self._lock, self._reader:
+            self._reader.drain()
 
     @property
     def device(self) -> torch.device:
@@ -85,40 +85,22 @@ class StreamedT5(nn.Module):
 
 
 class StreamedLinear(nn.Module):
-    """`y = x Wᵀ` with a W that is in a file."""
-
-    def __init__(self, stored: Tensor, dtype: torch.dtype, reader: "Reader") -> None:
-        super().__init__()
-        # a plain attribute, so that moving the encoder moves nothing; T5 asks for its type
-        self.weight = torch.empty(stored.shape, dtype=dtype, device="meta")
-        self._stored = stored
-        self._reader = reader
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        self._reader.wait()
-        y = product(x, self._stored, self.weight.dtype)
-        self._reader.done()
-        return y
-
-
-class StreamedInt8(nn.Module):
-    """The same for a W in 8 bits with a scale for each output."""
+    """`y = x Wᵀ` with a W that is in a file, in 8 bits with a scale for each output."""
 
     def __init__(
-        self, stored: Tensor, scale: Tensor, dtype: torch.dtype, reader: "Reader", held: bool
+        self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype, reader: "Reader"
     ) -> None:
         super().__init__()
+        # plain attributes, so that moving the encoder moves nothing; T5 asks for its type
         self.weight = torch.empty(stored.shape, dtype=dtype, device="meta")
-        self._matrix = Int8Matrix(stored, scale)
+        self._stored, self._scale = stored, scale
         self._reader = reader
-        self._held = held
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         self._reader.wait()
-        y = self._matrix.product(x, keep=self._held)
-        self._reader.done(copied=self._held)
+        y = product(x, self._stored, self.weight.dtype, self._scale)
+        self._reader.done()
         return y
 
 
@@ -133,20 +115,6 @@ class Rows(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) to (B, L, E) on the device of `ids`."""
         return self._stored[ids.cpu()].to(ids.device, self._dtype)
-
-
-def product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x storedᵀ` in `dtype`, a few rows of `stored` at a time: cast, used, overwritten."""
-    if stored.dtype is dtype or x.device.type != "cpu":
-        return linear(x, stored.to(x.device, non_blocking=True).to(dtype))
-    rows = max(1, BLOCK_BYTES // (stored.shape[1] * dtype.itemsize))
-    buffer = torch.empty(min(rows, len(stored)), stored.shape[1], dtype=dtype)
-    y = x.new_empty(*x.shape[:-1], len(stored))
-    for begin in range(0, len(stored), rows):
-        block = stored[begin : begin + rows]
-        weight = buffer[: len(block)].copy_(block)
-        y[..., begin : begin + rows] = linear(x, weight)
-    return y
 
 
 class Reader:
@@ -185,15 +153,21 @@ class Reader:
         if self._error is not None:
             raise self._error
 
-    def done(self, copied: bool = False) -> None:
-        """Drop the tensor, or what is `copied` of it; the thread may read another one."""
+    def done(self) -> None:
+        """Drop the tensor unless it is held; the thread may read another one."""
         key = self._order[self._used]
         if key in self._held:
             self._stay.add(key)
-        if copied or key not in self._held:
+        else:
             self._mapped.forget(key)
         self._used += 1
         self._room.release()
+
+    def drain(self) -> None:
+        """Take all tensors and use none."""
+        for _ in self._order:
+            self.wait()
+            self.done()
 
     def _run(self) -> None:
         try:
