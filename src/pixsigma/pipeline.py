@@ -78,7 +78,7 @@ class PixArtSigmaPipeline:
         variant: str | None = None,
         text_and_vae: str | Path | None = None,
         quantize: str | None = None,
-        stream_text: bool = False,
+        stream_text: bool | int = False,
         prompt_cache: str | Path | None = None,
         **parts: Any,
     ) -> "PixArtSigmaPipeline":
@@ -87,9 +87,9 @@ class PixArtSigmaPipeline:
         `transformer=`, `text_encoder=`, `vae=`, `sampler=` replace a part, None leaves it out;
         what is replaced is not read. `quantize` gives the transformer fewer bits: `int8` on a CPU,
         a mode of torchao on a GPU (docs/performance.md). `stream_text` leaves the text encoder in
-        its file, to be read layer by layer for each prompt; `prompt_cache` is a folder that keeps
-        what it answers, so that a prompt which comes again does without it. Raises WeightsError,
-        InputError or MissingExtraError.
+        its file, to be read layer by layer for each prompt (a number: of which so many bytes stay);
+        `prompt_cache` is a folder that keeps what it answers, so that a prompt which comes again
+        does without it. Raises WeightsError, InputError or MissingExtraError.
         """
         fields = {"vae": "autoencoder"} | {k: k for k in ("transformer", "text_encoder", "sampler")}
         if unknown := sorted(parts.keys() - fields.keys()):
