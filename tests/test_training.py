@@ -16,6 +16,7 @@ from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
 from pixsigma.training.trainer import Stream, Trainer
+from small import small_features
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RECIPE = """
@@ -41,19 +42,7 @@ log_every = 2
 
 @pytest.fixture
 def features(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "features.safetensors"
-    tensors = {
-        "mean": torch.randn(7, 4, 4, 4),
-        "std": torch.rand(7, 4, 4, 4) * 0.01,
-        "text": torch.randn(5, 6, 12),
-        "text_mask": torch.ones(5, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0, 1], [2, -1], [3, 4], [0, -1], [1, 2], [4, -1], [3, 0]]),
-        "null_text": torch.zeros(1, 6, 12),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, path)
-    return path
+    return small_features(tmp_path / "features.safetensors", 12, num=7, spread=0.01)
 
 
 def recipe(features: Path, steps: int = 8, optimizer: str = "adamw") -> Recipe:

@@ -27,7 +27,7 @@ from pixsigma.training.schedule_free import ScheduleFreeAdamW
 from pixsigma.training.sections import OptimizerSection
 from pixsigma.training.step import loss_at
 from pixsigma.training.trainer import Trainer
-from small import SIGMA, small_transformer
+from small import small_features, small_transformer
 
 RECIPE = """
 features = "{folder}/features.safetensors"
@@ -51,18 +51,7 @@ device = "cpu"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    width = SIGMA.caption_channels
-    tensors = {
-        "mean": torch.randn(8, 4, 4, 4),
-        "std": torch.zeros(8, 4, 4, 4),
-        "text": torch.randn(4, 6, width),
-        "text_mask": torch.ones(4, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0], [1], [2], [3]] * 2),
-        "null_text": torch.zeros(1, 6, width),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, tmp_path / "features.safetensors")
+    small_features(tmp_path / "features.safetensors", several=False)
     (tmp_path / "recipe.toml").write_text(RECIPE.format(folder=tmp_path))
     return tmp_path
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 import math
 import re
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from pixsigma.config import ScheduleConfig, TransformerConfig
@@ -21,7 +19,7 @@ from pixsigma.data.batching import BucketBatches
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import MismatchError, MissingExtraError, NotFiniteError
+from pixsigma.errors import MismatchError, NotFiniteError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
@@ -34,10 +32,19 @@ from pixsigma.training.checkpoint import (
     save_checkpoint,
 )
 from pixsigma.training.distill import Distillation, asked_alone
+from pixsigma.training.distributed import (
+    Agreement,
+    like,
+    load_optimizer,
+    not_yet_summed,
+    shard,
+    start,
+    under_autocast,
+    whole,
+)
 from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
 from pixsigma.training.recipe import Recipe, refuse_change
-from pixsigma.training.sections import RunSection
 from pixsigma.training.step import loss_of_batch
 from pixsigma.weights.build import Part, resolve
 from pixsigma.weights.folder import read_transformer, save_transformer
@@ -134,22 +141,6 @@ def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> 
             )
 
 
-def start(run: RunSection, out: Path) -> Accelerator:
-    """This process among those that `accelerate launch` or torchrun began: alone by default.
-
-    Raises MissingExtraError for a tracker that is not installed.
-    """
-    for name in run.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"run.trackers names {name}: pip install {name}, or leave it")
-    return Accelerator(
-        cpu=run.device == "cpu",
-        mixed_precision=run.mixed_precision,
-        log_with=list(run.trackers) or None,
-        project_dir=str(out),
-    )
-
-
 @dataclass(frozen=True)
 class Stream:
     """Pictures that every step reads, and how much their loss counts."""
@@ -186,17 +177,22 @@ class Trainer:
         for part in self.model.modules():
             if isinstance(part, SelfAttention):
                 part.in_float32 = run.fp32_attention
-        section = recipe.optimizer.scaled(run.batch_size)
-        self.optimizers = optimizers(self.model, section)
-        self.ema = average_of(self.model, run, self.optimizers)
-        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.step = 0
-        self.distillation = None if teacher is None else self.distilled_from(teacher)
         if run.compile:
             # Block by block: all share one compiled body, so that it is ready in a minute.
             for block in self.model.blocks:
                 block.compile(dynamic=False)
-        self.network, *self.movers = self.accelerator.prepare(self.model, *self.optimizers)
+        if run.shard:
+            shard(self.model, self.accelerator)
+        self.optimizers = optimizers(self.model, recipe.optimizer.scaled(run.batch_size))
+        self.ema = average_of(self.model, run, self.optimizers)
+        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self.step = 0
+        self.distillation = None if teacher is None else self.distilled_from(teacher)
+        self.movers = [self.accelerator.prepare(o) for o in self.optimizers]
+        if run.shard:
+            self.network = under_autocast(self.model, self.accelerator)
+        else:
+            self.network = self.accelerator.prepare(self.model)
 
     def read(self, features: Path) -> Features:
         """Open prepared pictures; raises WeightsError."""
@@ -227,7 +223,8 @@ class Trainer:
         """Train to the last step, or until `stop` says so; `out/model` is always whole."""
         run = self.recipe.run
         losses, since = [], time.monotonic()
-        while self.step < run.steps and not stop():
+        stopping = Agreement(self.accelerator)
+        while self.step < run.steps and not stopping(stop()):
             losses.append(self.training_step())
             self.step += 1
             if self.step % run.log_every == 0 or self.step == run.steps:
@@ -251,7 +248,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for part in parts:
             last = part is parts[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self.network):
+            with nullcontext() if last else not_yet_summed(self.accelerator, self.network):
                 total += self.backward(*part)
         self.set_rates(rate_at(self.step, run.steps, self.recipe.optimizer))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
@@ -305,29 +302,30 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the whole state, and the averaged weights as a model."""
-        if not self.accelerator.is_main_process:
-            return
-        whole = all(bool(p.isfinite().all()) for p in self.model.parameters())
-        self.refuse_broken(whole, "a weight is not a finite number")
+        """Write the whole state, and the averaged weights as a model; every process must ask."""
+        keep = self.accelerator.is_main_process
         state: dict[str, Any] = {
             "step": self.step,
             "recipe": self.recipe.model_dump(mode="json"),
-            "model": trainable(self.model),
-            "ema": self.ema.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "model": whole(trainable(self.model), keep),
+            "ema": whole(self.ema.state_dict(), keep),
+            "optimizers": [whole(o.state_dict(), keep) for o in self.optimizers],
         }
+        if not keep:
+            return
+        finite = all(bool(p.isfinite().all()) for p in state["model"].values())
+        self.refuse_broken(finite, "a weight is not a finite number")
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(checkpoint_at(self.out, self.step), state)
         drop_old_checkpoints(self.out, self.recipe.run.keep_checkpoints)
-        self.save_result()
+        self.save_result({key: state["ema"][key] for key in state["model"]})
 
-    def save_result(self) -> None:
-        """Write what the run is for: the averaged weights, as a model or as an adapter."""
-        adapter, weights = self.recipe.adapter, self.ema.shadow
+    def save_result(self, weights: dict[str, Tensor]) -> None:
+        """Write what the run is for: averaged weights, as a model or as an adapter."""
+        adapter = self.recipe.adapter
         if adapter is None:
-            save_transformer(self.averaged(), self.out / "model" / "transformer")
+            save_transformer(self.with_weights(weights), self.out / "model" / "transformer")
             return
         base = self.recipe.model.init_from
         save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
@@ -337,18 +335,32 @@ class Trainer:
         state = load_checkpoint(latest_checkpoint(self.out))
         refuse_change(state["recipe"], self.recipe)
         self.step = state["step"]
+        places = dict(self.model.named_parameters())
+        for kind in ("model", "ema"):
+            state[kind] = {
+                key: like(value, places[key]) if key in places else value
+                for key, value in state[kind].items()
+            }
         self.model.load_state_dict(state["model"], strict=self.recipe.adapter is None)
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def averaged(self) -> PixArtTransformer:
-        """The model with the averaged weights; what is not trained is shared with it."""
+        """The model with the averaged weights; what is not trained is shared with it.
+
+        Every process must ask; where weights lie in parts the main one alone gets them.
+        """
+        return self.with_weights(whole(self.ema.shadow, self.accelerator.is_main_process))
+
+    def with_weights(self, weights: dict[str, Tensor]) -> PixArtTransformer:
+        """The model with other weights, by name."""
         if self.recipe.adapter is not None:
-            return sharing(self.model, self.ema.shadow)
+            return sharing(self.model, weights)
         with torch.device("meta"):
             model = PixArtTransformer(self.model.config)
-        model.load_state_dict(self.ema.shadow, assign=True)
+        if self.accelerator.is_main_process or not self.recipe.run.shard:
+            model.load_state_dict(weights, assign=True)
         return model.eval()
