@@ -215,7 +215,7 @@ def test_recomputing_changes_no_gradient(recipe: Path, tmp_path: Path) -> None:
         trainer = Trainer(plan, tmp_path / str(recompute))
         torch.nn.init.normal_(trainer.model.final_layer.linear.weight)
         torch.manual_seed(0)
-        trainer.backward(trainer.streams[0], torch.arange(4), trainer.randomness(0))
+        trainer.backward(trainer.portions(0)[0])
         grads.append([p.grad for p in trainer.model.parameters()])
     for plain, again in zip(*grads, strict=True):
         assert plain is not None and again is not None

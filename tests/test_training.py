@@ -1,6 +1,8 @@
 """The run: every row once an epoch, exact resumption, a loss that falls."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotF
 from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
+from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
 from pixsigma.training.trainer import Stream, Trainer
 from small import small_features
@@ -271,3 +274,41 @@ def test_wrong_recipes_and_features_are_told(features: Path, tmp_path: Path) -> 
     save_file({"mean": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(MismatchError, match="lacks"):
         FeatureSet.load(tmp_path / "other.safetensors")
+
+
+def test_the_coming_step_is_read_ahead_and_errors_come_where_they_belong() -> None:
+    asked: list[int] = []
+
+    def read(step: int) -> int:
+        asked.append(step)
+        if step == 3:
+            raise InputError("nothing there")
+        return 10 * step
+
+    ahead = Ahead(read)
+    assert [ahead.at(step, last=False) for step in (0, 1, 2)] == [0, 10, 20]
+    with pytest.raises(InputError, match="nothing there"):
+        ahead.at(3, last=False)
+    assert ahead.at(7, last=True) == 70  # a run that goes on begins anywhere
+    assert sorted(asked) == [0, 1, 2, 3, 7]
+    assert 0 <= ahead.waited < 10
+
+
+def test_kept_pages_are_not_asked_for_again() -> None:
+    """In a process of its own, since it is told once and for all."""
+    code = """
+import resource, torch
+from pixsigma.training.pages import keep_pages
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fresh = faults()
+print(int(keep_pages()), fresh, faults(), faults())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heard, fresh, _, kept = map(int, told.stdout.split())
+    if not heard:
+        pytest.skip("this C library cannot be told")
+    assert kept < fresh / 10

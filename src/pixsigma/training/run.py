@@ -40,6 +40,9 @@ def train(
         trainer.resume()
     try:
         yield from logged(trainer, out, stop)
+        # The others find what the main process wrote; and no process exits while a thread of its
+        # group still drops the last sum, for which it asks Python's lock.
+        trainer.accelerator.wait_for_everyone()
     finally:
         for tracker in trainer.accelerator.trackers:
             tracker.finish()

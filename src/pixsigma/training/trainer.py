@@ -44,6 +44,8 @@ from pixsigma.training.distributed import (
 )
 from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
+from pixsigma.training.pages import keep_pages
+from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import Recipe, refuse_change
 from pixsigma.training.step import loss_of_batch
 from pixsigma.weights.build import Part, resolve
@@ -150,6 +152,17 @@ class Stream:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Portion:
+    """Some of a step's pictures."""
+
+    batch: Batch
+    weight: float
+    """How much their mean loss counts."""
+    rng: torch.Generator
+    """For all that is random about them."""
+
+
 def trainable(model: PixArtTransformer) -> dict[str, Tensor]:
     """The weights that a run moves, by name."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -161,6 +174,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out, run = recipe, out, recipe.run
         self.accelerator = start(run, out)
+        if self.accelerator.device.type == "cpu":
+            keep_pages()
         self.data = self.read(recipe.features)
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
@@ -187,6 +202,7 @@ class Trainer:
         self.ema = average_of(self.model, run, self.optimizers)
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.step = 0
+        self.reading = Ahead(self.portions)
         self.distillation = None if teacher is None else self.distilled_from(teacher)
         self.movers = [self.accelerator.prepare(o) for o in self.optimizers]
         if run.shard:
@@ -239,17 +255,12 @@ class Trainer:
     def training_step(self) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
         run = self.recipe.run
-        first = self.accelerator.process_index * run.accumulate
-        parts = [
-            (stream, rows, self.randomness(first + i + k * MOST_PARTS))
-            for k, stream in enumerate(self.streams)
-            for i, rows in enumerate(stream.batches.rows(self.step).chunk(run.accumulate))
-        ]
+        parts = self.reading.at(self.step, last=self.step + 1 >= run.steps)
         total = torch.zeros((), device=self.accelerator.device)
         for part in parts:
             last = part is parts[-1]
             with nullcontext() if last else not_yet_summed(self.accelerator, self.network):
-                total += self.backward(*part)
+                total += self.backward(part)
         self.set_rates(rate_at(self.step, run.steps, self.recipe.optimizer))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         for mover in self.movers:
@@ -258,11 +269,22 @@ class Trainer:
         self.ema.update(self.model)
         return total
 
-    def backward(self, stream: Stream, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Gradients of what some rows add to the step's loss, which is returned."""
-        batch = stream.data.batch(rows, self.recipe.run.caption_dropout, rng)
-        losses = self.losses(batch.to(self.accelerator.device), rng)
-        loss = losses.mean() * stream.weight / self.recipe.run.accumulate
+    def portions(self, step: int) -> list[Portion]:
+        """What this process reads in a step, every part with random numbers of its own."""
+        run = self.recipe.run
+        first = self.accelerator.process_index * run.accumulate
+        found = []
+        for k, stream in enumerate(self.streams):
+            for i, rows in enumerate(stream.batches.rows(step).chunk(run.accumulate)):
+                rng = self.randomness(step, first + i + k * MOST_PARTS)
+                batch = stream.data.batch(rows, run.caption_dropout, rng)
+                found.append(Portion(batch, stream.weight / run.accumulate, rng))
+        return found
+
+    def backward(self, part: Portion) -> Tensor:
+        """Gradients of what some pictures add to the step's loss, which is returned."""
+        losses = self.losses(part.batch.to(self.accelerator.device), part.rng)
+        loss = losses.mean() * part.weight
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -272,13 +294,13 @@ class Trainer:
             return self.distillation.loss(self.network, batch, rng)
         return loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng)
 
-    def randomness(self, part: int) -> torch.Generator:
+    def randomness(self, step: int, part: int) -> torch.Generator:
         """Of one part of one step's pictures: a function of seed, step and part alone.
 
         So a run resumes exactly without any state of random numbers, and two processes draw what
         one with `accumulate = 2` does.
         """
-        seed = (self.recipe.run.seed * 2**28 + self.step) * 2 * MOST_PARTS + part
+        seed = (self.recipe.run.seed * 2**28 + step) * 2 * MOST_PARTS + part
         return torch.Generator().manual_seed(seed % 2**63)
 
     def set_rates(self, share: float) -> None:
