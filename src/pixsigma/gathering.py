@@ -36,7 +36,8 @@ class Question:
         """Equal for questions that one batch can hold."""
         how = self.perturbation
         disturbed = how and (how.kind, how.layers, how.blur)
-        return self.x.shape[1:], self.x.dtype, self.x.device, disturbed
+        # a drawing with controls has a network of its own
+        return id(self.network), self.x.shape[1:], self.x.dtype, self.x.device, disturbed
 
 
 @dataclass(frozen=True, eq=False)

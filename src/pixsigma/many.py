@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from pixsigma import adapters
+from pixsigma.controls import working
 from pixsigma.denoising import Drawing, Step, denoise
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.errors import InputError
 from pixsigma.gathering import Asking, Question, answered, grouped
+from pixsigma.models.controlnet import Controlled
 from pixsigma.turns import Asked, Ended, Turn
 
 if TYPE_CHECKING:
@@ -163,5 +165,9 @@ def asking(
     _: adapters.Weighted,
 ) -> Iterator[Step]:
     """The loop of one drawing, its network asked for."""
-    for step in denoise(Asking(network, ask), sampler, pipe.schedule, drawing):
-        yield replace(step, preview=partial(pipe.preview, step.latents))
+    if drawing.controls:  # asked alone: its texts have more layers, its rows hints
+        network = Controlled(network, drawing.controls)
+    with working(pipe, drawing.controls):
+        drawing = replace(drawing, controls=())
+        for step in denoise(Asking(network, ask), sampler, pipe.schedule, drawing):
+            yield replace(step, preview=partial(pipe.preview, step.latents))

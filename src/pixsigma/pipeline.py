@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pixsigma import adapters
+from pixsigma import adapters, controls
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
@@ -60,6 +60,7 @@ class PixArtSigmaPipeline:
         """How the autoencoder works, a name of `models.decoding.WAYS`: whole; in strips, the same
         in less memory; or in blended tiles, whose norms and attention see one tile alone."""
         self.loras = adapters.LoraStack()
+        self.controls = controls.Shelf()
 
     # Loading, saving, placing
 
@@ -189,6 +190,8 @@ class PixArtSigmaPipeline:
     set_loras = adapters.set_loras
     unload_loras = adapters.unload_loras
     fuse_loras = adapters.fuse_loras
+    load_control = controls.load_control
+    unload_controls = controls.unload_controls
 
     # The form to use in programs
 
@@ -213,6 +216,7 @@ class PixArtSigmaPipeline:
     ) -> Iterator[Step]:
         """The stages of a request whose adapters are read; `denoised` runs the loop."""
         plan = planned(request, self.default_size, self.multiple)
+        followed = controls.follower(self, request.control, plan.whole, plan.canvas)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
@@ -229,9 +233,12 @@ class PixArtSigmaPipeline:
             steering = steering_of(self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
             drawing = self.drawing(text, None, scale, levels, each.size, generators)
-            given = self.given(plan, each, images)
             drawing = dataclasses.replace(
-                drawing, steering=steering, given=given, fast=request.shortcuts
+                drawing,
+                steering=steering,
+                given=self.given(plan, each, images),
+                fast=request.shortcuts,
+                controls=followed(levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
                 index = before + step.index
@@ -278,7 +285,7 @@ class PixArtSigmaPipeline:
         self, sampler: Sampler, drawing: Drawing, loras: adapters.Weighted = ()
     ) -> Iterator[Step]:
         """Yield the denoising steps; `loras` come on top of the pipeline's own."""
-        with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
+        with adapters.adapted(self, loras) as network, controls.placed(self, drawing.controls):
             for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
 

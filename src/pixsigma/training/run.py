@@ -26,7 +26,7 @@ def train(
 ) -> Iterator[Progress]:
     """Train, and keep in `out`: checkpoints/, model/, metrics.jsonl, curves.png, samples/.
 
-    Of an adapter adapter/ is kept in place of model/.
+    Of an adapter adapter/ is kept in place of model/, of a ControlNet control/.
     `out/model` is a whole model wherever the recipe names a `base`. `stop` is asked after every
     step and ends the run with a checkpoint, as closing the generator does. Raises InputError
     before the first step where `out` holds a run and `resume` is not asked for.
@@ -105,7 +105,7 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
 def save_beside(trainer: Trainer, out: Path) -> None:
     """Write `out/model`: the transformer as it is, and the base's parts where one is named."""
     base = trainer.recipe.base
-    if base is None or trainer.recipe.adapter is not None:
+    if base is None or trainer.recipe.adapter is not None or trainer.recipe.control is not None:
         return
     model = trainer.averaged()
     if not trainer.accelerator.is_main_process:

@@ -1,9 +1,6 @@
 """The run: read downwards. A generator, so that the door owns the progress bar and Ctrl-C."""
 
-import copy
-import dataclasses
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixsigma.config import ScheduleConfig, TransformerConfig
+from pixsigma.config import ScheduleConfig
 from pixsigma.data.batching import BucketBatches
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import MismatchError, NotFiniteError
+from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.training.adapter import put_on, save_adapter, sharing
+from pixsigma.training.beginning import build_model, refuse_misfit, teacher_of
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
@@ -31,6 +29,7 @@ from pixsigma.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from pixsigma.training.control import Following, averaged, following, save_copy
 from pixsigma.training.distill import Distillation, asked_alone
 from pixsigma.training.distributed import (
     Agreement,
@@ -48,8 +47,7 @@ from pixsigma.training.pages import keep_pages
 from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import Recipe, refuse_change
 from pixsigma.training.step import loss_of_batch
-from pixsigma.weights.build import Part, resolve
-from pixsigma.weights.folder import read_transformer, save_transformer
+from pixsigma.weights.folder import save_transformer
 
 MOST_PARTS = 2**13
 """Processes times `accumulate`: each part of a step has random numbers of its own."""
@@ -72,75 +70,6 @@ class Progress:
     """Of the validation's prompts, where they were drawn at this step."""
     stage: str | None = None
     """Of a chain."""
-
-
-def build_model(recipe: Recipe) -> PixArtTransformer:
-    """A fresh transformer, or one that begins with another's weights."""
-    section = recipe.model
-    torch.manual_seed(recipe.run.seed)
-    if section.init_from is not None:
-        return stronger(section.init_from, section.told)
-    model = PixArtTransformer(TransformerConfig(**section.told))
-    model.init_weights()
-    return model
-
-
-def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:
-    """A trained model at another resolution, or with KV compression (weak to strong, Σ 3.3).
-
-    No weight depends on the size of the picture: positions are interpolated by their scale alone.
-    Compression comes in as an average of its tokens. Raises MismatchError for other differences.
-    """
-    parts: tuple[Part, ...] = ("transformer",)
-    weaker = read_transformer(resolve(name, parts), dtype=torch.float32)
-    config = dataclasses.replace(weaker.config, **told)
-    free = {key: getattr(config, key) for key in ("sample_size", "interpolation_scale")}
-    if weaker.config.kv_compression is None:
-        free["kv_compression"] = config.kv_compression
-    same = dataclasses.replace(weaker.config, **free)
-    if same != config:
-        raise MismatchError(f"{name} is another model: {same}, not {config}")
-    model = PixArtTransformer(config)
-    model.init_weights()
-    # Copies: what was read lies in the file's memory.
-    lacking = model.load_state_dict(weaker.state_dict(), strict=False).missing_keys
-    inserted = re.compile(r"blocks\.\d+\.attn\.(sr|norm)\.\w+")
-    assert all(inserted.fullmatch(key) for key in lacking), "only compression may be new"
-    return model
-
-
-def teacher_of(recipe: Recipe, model: PixArtTransformer) -> PixArtTransformer:
-    """The frozen network that a student learns from; beneath an adapter its own weights."""
-    assert recipe.distill is not None, "only a distillation has a teacher"
-    name = recipe.distill.teacher
-    if name is None and recipe.adapter is not None:
-        return sharing(model, {})
-    teacher = copy.deepcopy(model) if name is None else stronger(name, {})
-    return teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
-
-
-def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> None:
-    """Raise MismatchError where the features are not what the transformer or the loss takes."""
-    if recipe.loss.outside_mask is not None and not data.masked:
-        raise MismatchError(
-            f"loss.outside_mask needs masks, {recipe.features} has none: put NAME.mask.png beside "
-            "pictures and prepare them again, or leave it out"
-        )
-    if data.text_width != config.caption_channels:
-        raise MismatchError(
-            f"text features in {recipe.features} have width {data.text_width}, the transformer "
-            f"takes caption_channels = {config.caption_channels}: encode with its text encoder"
-        )
-    ratio = config.kv_compression.ratio if config.kv_compression else 1
-    multiple = config.patch_size * ratio
-    for channels, height, width in data.latent_shapes:
-        odd = height % multiple or width % multiple
-        if channels != config.in_channels or odd:
-            raise MismatchError(
-                f"latents in {recipe.features} are ({channels}, {height}, {width}), the "
-                f"transformer takes {config.in_channels} channels and multiples of {multiple} "
-                f"(patches of {config.patch_size}, KV compression {ratio})"
-            )
 
 
 @dataclass(frozen=True)
@@ -179,7 +108,7 @@ class Trainer:
         self.data = self.read(recipe.features)
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
-        self.model = build_model(recipe).to(self.accelerator.device)
+        self.model: Any = build_model(recipe).to(self.accelerator.device)
         refuse_misfit(self.data, recipe, self.model.config)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
@@ -188,6 +117,8 @@ class Trainer:
         teacher = None if recipe.distill is None else teacher_of(recipe, self.model)
         adapter = recipe.adapter
         self.adapted = {} if adapter is None else put_on(self.model, adapter)
+        if recipe.control is not None:
+            self.model = Following(self.model, recipe.control)
         self.model.recompute = run.gradient_checkpointing
         for part in self.model.modules():
             if isinstance(part, SelfAttention):
@@ -292,7 +223,8 @@ class Trainer:
         """(B,): of every picture."""
         if self.distillation is not None:
             return self.distillation.loss(self.network, batch, rng)
-        return loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng)
+        network = self.network if self.recipe.control is None else following(self.network, batch)
+        return loss_of_batch(network, self.schedule, batch, self.recipe.loss, rng)
 
     def randomness(self, step: int, part: int) -> torch.Generator:
         """Of one part of one step's pictures: a function of seed, step and part alone.
@@ -345,11 +277,14 @@ class Trainer:
 
     def save_result(self, weights: dict[str, Tensor]) -> None:
         """Write what the run is for: averaged weights, as a model or as an adapter."""
-        adapter = self.recipe.adapter
+        adapter, base = self.recipe.adapter, self.recipe.model.init_from
+        if (control := self.recipe.control) is not None:
+            assert base is not None, "the recipe refuses a control without"
+            save_copy(weights, self.model, self.out / "control", control, base)
+            return
         if adapter is None:
             save_transformer(self.with_weights(weights), self.out / "model" / "transformer")
             return
-        base = self.recipe.model.init_from
         save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
 
     def resume(self) -> None:
@@ -363,22 +298,26 @@ class Trainer:
                 key: like(value, places[key]) if key in places else value
                 for key, value in state[kind].items()
             }
-        self.model.load_state_dict(state["model"], strict=self.recipe.adapter is None)
+        part = self.recipe.adapter is not None or self.recipe.control is not None
+        self.model.load_state_dict(state["model"], strict=not part)
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def averaged(self) -> PixArtTransformer:
-        """The model with the averaged weights; what is not trained is shared with it.
+    def averaged(self) -> Any:
+        """The model (with a ControlNet, a Following) with the averaged weights.
 
-        Every process must ask; where weights lie in parts the main one alone gets them.
+        What is not trained is shared with it. Every process must ask; where weights lie in parts
+        the main one alone gets them.
         """
         return self.with_weights(whole(self.ema.shadow, self.accelerator.is_main_process))
 
-    def with_weights(self, weights: dict[str, Tensor]) -> PixArtTransformer:
+    def with_weights(self, weights: dict[str, Tensor]) -> Any:
         """The model with other weights, by name."""
+        if self.recipe.control is not None:
+            return averaged(self.model, weights)
         if self.recipe.adapter is not None:
             return sharing(self.model, weights)
         with torch.device("meta"):
