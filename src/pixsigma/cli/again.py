@@ -12,7 +12,22 @@ from pixsigma.errors import InputError
 from pixsigma.images import read_settings
 from pixsigma.requests import GenerationRequest, request_from
 
-BESIDE = {"again", "out", "device", "dtype", "image", "mask", "metadata", "batch", "json", "quiet"}
+BESIDE = {
+    "again",
+    "out",
+    "device",
+    "dtype",
+    "image",
+    "mask",
+    "metadata",
+    "batch",
+    "json",
+    "quiet",
+} | {
+    "sign",
+    "sign_key",
+    "sign_time",
+}
 """Flags that go with --again; the others are in the picture."""
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -51,6 +51,16 @@ Again = Annotated[
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="CERTS.pem", help="Sign a C2PA manifest with this certificate chain."),
+]
+SignKey = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The certificate's private key.")
+]
+SignTime = Annotated[
+    str | None, typer.Option(metavar="URL", help="An authority that tells the time of signing.")
+]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
 Lora = Annotated[
     list[str] | None,

@@ -74,6 +74,17 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
     }
 
 
+def signing(
+    chain: Path | None, key: Path | None, timestamps: str | None
+) -> tuple[Path, Path, str | None] | None:
+    """What signs the pictures; raises InputError for half of it."""
+    if chain is None or key is None:
+        if chain or key or timestamps:
+            raise InputError("--sign CERTS.pem and --sign-key KEY.pem go together")
+        return None
+    return chain, key, timestamps
+
+
 def parse_extend(text: str) -> dict[str, int]:
     """Sides and pixels such as left=256,top=64; raises InputError."""
     sides: dict[str, int] = {}
