@@ -193,6 +193,11 @@ def remembered(request: GenerationRequest) -> dict[str, Any]:
         if source := told[field]:
             told[f"{field}_sha256"] = fingerprint(source)
             told[field] = shortened(source)
+    masks = [region.mask for region in request.regions]
+    if any(masks):
+        told["regions_sha256"] = [mask and fingerprint(mask) for mask in masks]
+        for region, mask in zip(told["regions"], masks, strict=True):
+            region["mask"] = mask and shortened(mask)
     return told
 
 

@@ -27,6 +27,7 @@ def generate(
     extend: options.Extend = None,
     inpaint_crop: options.InpaintCrop = False,
     two_pass: options.TwoPass = False,
+    tiled: options.Tiled = False,
     lora: options.Lora = None,
     again: options.Again = None,
     region: options.Region = None,

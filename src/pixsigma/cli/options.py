@@ -45,6 +45,9 @@ InpaintCrop = Annotated[
 TwoPass = Annotated[
     bool, typer.Option("--two-pass", help="Draw in the trained size, enlarge, refine in --size.")
 ]
+Tiled = Annotated[
+    bool, typer.Option("--tiled", help="Refine --two-pass or --image in tiles of the trained size.")
+]
 Again = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw this picture again from its settings.")
 ]

@@ -32,6 +32,7 @@ FIELDS = {
     "strength": "strength",
     "inpaint_crop": "inpaint_crop",
     "two_pass": "two_pass",
+    "tiled": "tiled",
     "syntax": "prompt_syntax",
     "long_prompts": "long_prompts",
     "fast": "fast",
