@@ -57,7 +57,7 @@ def create_app(
     add_openai_api(app, service, client)
     add_operations(app, service, client)
     if studio:
-        from pixsigma.server.studio import mount
+        from pixsigma.server.studio.mount import mount
 
         app = mount(app, service, keys)
     app.add_middleware(Doorway, max_body=service.limits.max_body, hosts=hosts)
