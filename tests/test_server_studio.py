@@ -137,12 +137,6 @@ def test_a_job_that_vanishes_is_told(service: Service, studio: Studio) -> None:
     assert "deleted" in last.words and last.mood == "idle"
 
 
-def test_previews_and_pictures_leave_no_copies(tmp_path: Path) -> None:
-    with serving(tmp_path, studio=True) as client:
-        assert client.get("/").status_code == 200
-    assert not list((tmp_path / "studio").rglob("*.webp"))
-
-
 # Cost
 
 
@@ -360,21 +354,34 @@ def test_the_page_is_served_beside_the_api(tmp_path: Path) -> None:
         assert "/v1/jobs" in client.get("/openapi.json").json()["paths"]
 
 
-def test_an_address_in_place_of_a_file_is_not_opened(tmp_path: Path) -> None:
-    asked: list[str] = []
-    with serving(tmp_path, studio=True) as client:
-        import gradio.processing_utils as processing
+@pytest.mark.parametrize("guarded", [True, False])
+def test_an_address_in_place_of_a_file_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
+) -> None:
+    """Gradio would fetch it, as the unguarded page shows."""
+    from gradio import processing_utils
 
-        file = {"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}
-        for place in ("async_ssrf_protected_download", "ssrf_protected_download"):
-            assert "fetch_nothing" in getattr(processing, place).__qualname__
-        config = client.get("/config").json()
-        calls = [each["id"] for each in config["dependencies"] if each["backend_fn"]]
-        for id in calls:
-            body = {"fn_index": id, "data": [file] * 30, "session_hash": f"s{id}"}
-            client.post("/gradio_api/queue/join", json=body)
-        asked += [str(path) for path in (tmp_path / "studio").rglob("*")]
-    assert asked == []
+    from pixsigma.server.studio import mount
+
+    asked: list[str] = []
+
+    async def fetch(url: str, cache_dir: str) -> str:
+        asked.append(url)
+        return str(tmp_path / "nothing.png")
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
+    if not guarded:
+        monkeypatch.setattr(mount, "fetch_nothing", lambda: None)
+    url = "http://192.0.2.1/x.png"
+    with serving(tmp_path, studio=True) as client:
+        calls = client.get("/config").json()["dependencies"]
+        plan = next(call for call in calls if len(call["inputs"]) == len(wishes.WISHES) - 2)
+        file = {"path": url, "meta": {"_type": "gradio.FileData"}}
+        body = {"fn_index": plan["id"], "session_hash": "s", "data": [file] * len(plan["inputs"])}
+        client.post("/gradio_api/queue/join", json=body).raise_for_status()
+        said = client.get("/gradio_api/queue/data?session_hash=s").text
+    assert "process_completed" in said
+    assert asked == ([] if guarded else [url])
 
 
 def test_states_are_sentences() -> None:

@@ -151,6 +151,8 @@ def test_a_prompt_becomes_a_picture(page: Any, folder: Path) -> None:
 
 def test_pictures_lead_to_pictures(page: Any, folder: Path) -> None:
     draw(page)
+    # neither previews nor pictures are copied where deleting does not reach them
+    assert not list((folder / "studio").rglob("*.*"))
     for button, begun in (("again", False), ("vary", True)):
         before = len(jobs(folder))
         page.locator(f"button.{button}").first.click()

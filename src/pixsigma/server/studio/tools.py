@@ -47,10 +47,13 @@ class Tools:
     def choose_from(self, gallery: Any) -> None:
         """The picture that is looked at in the gallery is the chosen one."""
 
-        def choose(known: list[Any], event: gr.SelectData) -> tuple[Any, Any]:
-            return tuple(known[event.index]), gr.update(visible=True)
+        def choose(known: list[Any], event: gr.SelectData) -> list[Any]:
+            mark = tuple(known[event.index])
+            together = sum(job == mark[0] for job, _ in known)
+            label = f"Delete all {together}" if together > 1 else "Delete"
+            return [mark, gr.update(visible=True), gr.update(value=label)]
 
-        gallery.select(choose, self.marks, [self.chosen, self.column], **QUIET)
+        gallery.select(choose, self.marks, [self.chosen, self.column, self.delete], **QUIET)
 
     def wire(
         self, w: Widgets, job: Any, tabs: Any, show: Show, outputs: list[Any], inputs: list[Any]

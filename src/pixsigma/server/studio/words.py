@@ -52,7 +52,8 @@ def warning(work: Work, estimate: Estimate) -> str:
 
 def note(kind: str, html: str) -> str:
     """A line of the status: `heavy`, `wrong`, `going` or `done`."""
-    return f"<div class='note {kind}'>{html}</div>"
+    role = {"wrong": "alert", "heavy": "alert", "done": "status"}.get(kind, "none")
+    return f"<div class='note {kind}' role='{role}'>{html}</div>"
 
 
 def wrong(reason: object) -> str:
