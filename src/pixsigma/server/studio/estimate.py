@@ -37,7 +37,7 @@ class Estimate:
     """Of all pictures of a request."""
 
     peak: int
-    """Bytes at the most, the process included."""
+    """Bytes at the most, the weights and on a processor the process included."""
     room: int
     """Bytes that the process may take."""
     seconds: float | None
@@ -60,12 +60,13 @@ class Estimator:
             this_machine(pipe.device, pipe.dtype, False), flops=_PRESUMED, bandwidth=_PRESUMED
         )
         with self._lock:
-            peak, presumed = self._planned(work, model, machine)
+            presumed = self._planned(work, model, machine)
             ratio = self._ratio(model, machine, client)
-        return Estimate(peak, machine.memory, None if ratio is None else presumed * ratio)
+        seconds = None if ratio is None else (presumed.seconds or 0.0) * ratio
+        return replace(presumed, seconds=seconds)
 
-    def _planned(self, work: Work, model: str, machine: Machine) -> tuple[int, float]:
-        """Bytes at the peak, and presumed seconds."""
+    def _planned(self, work: Work, model: str, machine: Machine) -> Estimate:
+        """The same with presumed seconds."""
         pipe, facts = self.pipes[model], self._facts_of(model)
         wish = Wish(
             width=work.width,
@@ -77,20 +78,24 @@ class Estimator:
         plan = settled(facts, wish, machine, False, pipe.decoding, pipe.placement.mode)
         text, network, decoder = plan.parts
         more = (work.num - 1) * max(network.work, decoder.work)
-        # a processor's process, which the peak begins with, holds the weights already
-        held = sum(part.weights for part in plan.parts) if machine.base else 0
         seconds = _seconds(text) + work.num * (_seconds(network) + _seconds(decoder))
-        return plan.peak - held + more, seconds
+        resident = pipe.placement.mode == "resident"
+        held = sum(part.weights for part in plan.parts) if resident else 0
+        # the weights are loaded: a process counts them in its base, a device in what is not free
+        if machine.base:
+            return Estimate(plan.peak + more - held, machine.memory, seconds)
+        return Estimate(plan.peak + more, machine.memory + held, seconds)
 
     def _ratio(self, model: str, machine: Machine, client: str) -> float | None:
         """True seconds to presumed ones, of the latest drawings of this model and client."""
         found = [
             (job.seconds, work)
-            for job in self.store.latest(client, 3 * LOOKED_AT)
+            for job in self.store.latest(client, 3 * LOOKED_AT, light=True)
             if job.model == model and job.seconds and (work := work_of(job.request))
         ]
         ratios = [
-            seconds / self._planned(work, model, machine)[1] for seconds, work in found[:LOOKED_AT]
+            seconds / (self._planned(work, model, machine).seconds or 1.0)
+            for seconds, work in found[:LOOKED_AT]
         ]
         return statistics.median(ratios) if ratios else None
 
@@ -118,9 +123,9 @@ def work_of(fields: Mapping[str, Any], size: tuple[int, int] | None = None) -> W
             return None
         width, height = size
     steps = fields["num_inference_steps"]
-    if fields.get("image"):  # from a picture on, only a share of the steps is taken
-        share = fields.get("strength")
-        steps = max(1, round(steps * (1.0 if share is None else share)))
+    share = None if fields.get("two_pass") else fields.get("strength")
+    if share is not None:  # from a picture on, only a share of the steps is taken
+        steps = max(1, round(steps * share))
     return Work(
         width=max(16, width // 16 * 16),
         height=max(16, height // 16 * 16),
