@@ -66,7 +66,7 @@ class Visit:
         self.context = browser.new_context(
             **{"viewport": {"width": 1200, "height": 900}, **settings}
         )
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(100_000)
         self.asked: list[str] = []
         self.said: list[str] = []
         self.context.on("request", lambda request: self.asked.append(request.url))
