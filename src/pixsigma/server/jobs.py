@@ -52,6 +52,7 @@ _FIELDS = (
     "number, id, client, model, state, priority, request, format, deadline, cancel, attempts,"
     " created, seconds, kind, reason, warnings, files, seeds"
 )
+_LIGHT = _FIELDS.replace("request", "json_remove(request, '$.image', '$.mask') AS request")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,13 +279,19 @@ class JobStore:
             ).fetchone()
             return int(num)
 
-    def latest(self, client: str, num: int, states: Sequence[State] = ("done",)) -> list[Job]:
-        """The last `num` jobs of a client in these states, newest first."""
+    def latest(
+        self, client: str, num: int, states: Sequence[State] = ("done",), *, light: bool = False
+    ) -> list[Job]:
+        """The last `num` jobs of a client in these states, newest first.
+
+        With `light`, requests come without the pictures that were sent with them.
+        """
         marks = ", ".join("?" for _ in states)
         with self._reading():
             return self._select(
                 f"client = ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
                 *(client, *states, num),
+                fields=_LIGHT if light else _FIELDS,
             )
 
     def unfinished(self) -> list[Job]:
@@ -308,8 +315,8 @@ class JobStore:
             raise KeyError(values[-1])
         return found[0]
 
-    def _select(self, where: str, *values: Any) -> list[Job]:
-        rows = self._base.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where}", values)
+    def _select(self, where: str, *values: Any, fields: str = _FIELDS) -> list[Job]:
+        rows = self._base.execute(f"SELECT {fields} FROM jobs WHERE {where}", values)
         return [_job(row) for row in rows]
 
     @contextmanager
