@@ -98,6 +98,21 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _parts_are_of_whole_models(self) -> "Recipe":
+        if not self.run.shard:
+            return self
+        others = {"adapter": self.adapter, "control": self.control, "distill": self.distill}
+        said = [name for name, section in others.items() if section is not None]
+        said += ["fp16"] * (self.run.mixed_precision == "fp16")
+        said += [self.optimizer.name] * (self.optimizer.name in ("adafactor", "adamw8bit"))
+        if said:
+            raise ValueError(
+                f"run.shard does not go with {', '.join(said)}: leave it out, and every process "
+                "has all weights (DDP)"
+            )
+        return self
+
     @property
     def remarks(self) -> list[str]:
         """What a person should hear before the first step."""
@@ -119,9 +134,11 @@ MAY_CHANGE = (
     "optimizer.cooldown_share",
     "optimizer.clip_norm",
     "run.steps",
+    "run.accumulate",
     "run.gradient_checkpointing",
     "run.device",
     "run.compile",
+    "run.shard",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_every",

@@ -207,6 +207,8 @@ class RunSection(Section):
     """Told every report beside metrics.jsonl, each if its package is installed."""
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
+    shard: bool = False
+    """Leave each of several processes a part of weights, optimiser and average (FSDP2)."""
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=1, gt=0)
     log_every: int = Field(default=20, gt=0)

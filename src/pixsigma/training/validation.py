@@ -53,6 +53,13 @@ def held_out_loss(
     return float(torch.cat(losses).mean())
 
 
+def due(section: ValidationSection, before: int, step: int, steps: int) -> bool:
+    """Whether it is time to look, `before` being the step of the report before."""
+    if not section.prompts and section.features is None:
+        return False
+    return step // section.every > before // section.every or step == steps
+
+
 class Validation:
     """Measures and draws with the averaged weights of a run."""
 
@@ -74,11 +81,6 @@ class Validation:
             self.text = self.pipe.encode(prompts)
             self.null = self.pipe.encode([""] * len(prompts))
             self.pipe.text_encoder = None  # it may be larger than everything else
-
-    def due(self, before: int, step: int, steps: int) -> bool:
-        """Whether it is time, `before` being the step of the report before."""
-        every = self.section.every
-        return step // every > before // every or step == steps
 
     def look(self, model: PixArtTransformer | Following, step: int) -> dict[str, Any]:
         """`held_out_loss` and `picture`, as `Progress` has them, of what the recipe asks for."""
