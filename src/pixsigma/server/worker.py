@@ -84,18 +84,22 @@ class Cores:
 
     def __init__(self) -> None:
         self.all = torch.get_num_threads()
-        self.now = self.all
+        self.now = 0
 
     def for_errands(self) -> None:
         """Begin a thread that runs errands."""
-        torch.set_num_threads(max(1, self.all // 2))
+        self._set(max(1, self.all // 2))
 
     def for_network(self, beside_errand: bool) -> None:
         """Settle how many the thread that calls has from now on."""
         wanted = max(1, self.all - self.all // 2) if beside_errand else self.all
         if wanted != self.now:
             self.now = wanted
-            torch.set_num_threads(wanted)
+            self._set(wanted)
+
+    def _set(self, number: int) -> None:
+        torch.get_num_threads()  # a thread's first look takes over what another thread has set
+        torch.set_num_threads(number)
 
 
 class Worker:
@@ -209,7 +213,8 @@ class Worker:
         if self._pool is not None:
             self._pool.shutdown()
         self._clerk.shutdown()
-        self._cores.for_network(beside_errand=False)
+        self._cores.now = 0
+        self._cores.for_network(beside_errand=False)  # as new threads will find it
         self._retry()
 
     def _retry(self) -> None:
