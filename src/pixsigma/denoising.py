@@ -15,6 +15,7 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
+from pixsigma.models.controlnet import Control, Controlled
 from pixsigma.shapes import Latents
 
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
@@ -70,6 +71,8 @@ class Drawing:
     """What may be left out."""
     steering: Steering | None = None
     """More than classifier-free guidance of one text; then `text` and `negative` are not read."""
+    controls: tuple[Control, ...] = ()
+    """Hints that are followed, their networks on the device."""
 
 
 def denoise(
@@ -104,6 +107,8 @@ def predictions(
 ) -> Callable[[int], Predict]:
     """The denoiser of each step."""
     kind, levels = schedule.config.prediction_type, drawing.levels
+    if drawing.controls:
+        network = Controlled(network, drawing.controls)
     if drawing.fast is not None and hasattr(network, "through"):
         ends = levels[0].timestep, levels[-1].timestep
         network = CachingTransformer(network, drawing.fast, *ends)

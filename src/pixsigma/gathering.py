@@ -96,6 +96,8 @@ class Asking:
     def __getattr__(self, name: str) -> Any:
         # `read` and `embed`, where the network has them, and the parts of its forward pass
         found = getattr(self.network, name)
+        if not callable(found):
+            return found
 
         def asked(*arguments: Any, **named: Any) -> Any:
             cost = arguments[0][..., 0].numel() * 4 if name == "through" else 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from pixsigma import adapters
+from pixsigma.controls import working
 from pixsigma.denoising import Drawing, Step, denoise
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.errors import InputError
@@ -66,8 +67,9 @@ def asking(
 ) -> Iterator[Step]:
     """The loop of one drawing, its network asked for."""
     network = Asking(adapters.Adapted(pipe, loras), ask)
-    for step in denoise(network, sampler, pipe.schedule, drawing):
-        yield replace(step, preview=partial(pipe.preview, step.latents))
+    with working(pipe, drawing.controls):
+        for step in denoise(network, sampler, pipe.schedule, drawing):
+            yield replace(step, preview=partial(pipe.preview, step.latents))
 
 
 def stream_many(

@@ -27,6 +27,7 @@ from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
 from pixsigma.quantize import check_mode
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.weights.adapters import adapter_file
+from pixsigma.weights.controls import control_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -114,6 +115,9 @@ def check(job: Job) -> None:
         check_sampler(get_sampler(request.sampler), request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
+        for control in request.control:
+            if control.network is not None:
+                control_file(control.network)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
         told["quantize"] = job.quantize
         if job.metadata:
@@ -183,6 +187,9 @@ def remembered(request: GenerationRequest) -> dict[str, Any]:
         if source := told[field]:
             told[f"{field}_sha256"] = fingerprint(source)
             told[field] = shortened(source)
+    for control in told["control"]:
+        control["hint_sha256"] = fingerprint(control["hint"])
+        control["hint"] = shortened(control["hint"])
     return told
 
 

@@ -28,6 +28,8 @@ def generate(
     inpaint_crop: options.InpaintCrop = False,
     two_pass: options.TwoPass = False,
     lora: options.Lora = None,
+    control: options.Control = None,
+    controlnet: options.ControlNet = None,
     again: options.Again = None,
     region: options.Region = None,
     guide: options.Guide = None,
