@@ -9,11 +9,12 @@ files that it has touched and not given back; `own` is the largest RssAnon seen.
 what is free but for 2 GB (RLIMIT_DATA), so that it fails alone; it is told how.
 """
 
+import json
 import resource
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def flags() -> Namespace:
     found.add_argument("--side", type=int, default=1024)
     found.add_argument("--steps", type=int, default=1)
     found.add_argument("--memory", default="4GB")
+    found.add_argument("--ours", action=BooleanOptionalAction, default=True)
     found.add_argument("--theirs", nargs="*", default=[], help="precisions to try diffusers in")
     found.add_argument("--layers", type=int, default=24, help="of T5; fewer to try the script")
     args = found.parse_args()
@@ -50,9 +52,11 @@ def flags() -> Namespace:
 def main() -> None:
     args = flags()
     model = write_model(args.folder, args.layers)
-    rows = [ours(args, model), *(theirs(args, model, name) for name in args.theirs)]
-    settings = {"side": args.side, "steps": args.steps, "limit": args.memory}
-    write_report(args.out / "whole.json", {**settings, "rows": rows})
+    file = args.out / "whole.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    rows += [ours(args, model)] if args.ours else []
+    rows += [theirs(args, model, name) for name in args.theirs]
+    write_report(file, {"rows": rows})
     print(columns([line(row) for row in rows]))
 
 
@@ -89,17 +93,19 @@ def ours(args: Namespace, model: Path) -> dict[str, Any]:
         "--model", str(model), "--size", f"{args.side}x{args.side}", "--steps", str(args.steps),
         "--memory", args.memory, "--prompt-cache", "off", "--seed", "1", "--out", str(png),
     ]  # fmt: skip
-    return run(f"pixsigma --memory {args.memory}", command)
+    return run(args, f"pixsigma --memory {args.memory}", command)
 
 
 def theirs(args: Namespace, model: Path, dtype: str) -> dict[str, Any]:
     """diffusers' pipeline with the same files."""
     code = THEIRS.replace("FOLDER", repr(str(model))).replace("DTYPE", dtype)
     code = code.replace("STEPS", str(args.steps)).replace("SIDE", str(args.side))
-    return run(f"diffusers {dtype}", [sys.executable, "-W", "ignore", "-c", code], limited=True)
+    return run(
+        args, f"diffusers {dtype}", [sys.executable, "-W", "ignore", "-c", code], limited=True
+    )
 
 
-def run(name: str, command: list[str], limited: bool = False) -> dict[str, Any]:
+def run(args: Namespace, name: str, command: list[str], limited: bool = False) -> dict[str, Any]:
     """A process to its end: its peaks, its time, and the last line of an error."""
     room = psutil.virtual_memory().available - 2 * 10**9
 
@@ -115,6 +121,8 @@ def run(name: str, command: list[str], limited: bool = False) -> dict[str, Any]:
         told = process.stderr.read().strip().splitlines() if process.stderr else []
     return {
         "what": name,
+        "side": args.side,
+        "steps": args.steps,
         "seconds": time.perf_counter() - began,
         "peak_bytes": peaks.all,
         "own_bytes": peaks.own,
@@ -126,6 +134,7 @@ def run(name: str, command: list[str], limited: bool = False) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> dict[str, object]:
     return {
         "what": row["what"],
+        "side": row["side"],
         "seconds": row["seconds"],
         "peak GB": row["peak_bytes"] / 1e9,
         "own GB": row["own_bytes"] / 1e9,
