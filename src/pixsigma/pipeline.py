@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pixsigma import adapters
+from pixsigma import adapters, controls
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
 
+def _here(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
+
+
 class PixArtSigmaPipeline:
     """PixArt-Σ, PixArt-α and `mini`: text to pictures.
 
@@ -60,6 +64,7 @@ class PixArtSigmaPipeline:
         """How the autoencoder works, a name of `models.decoding.WAYS`: whole; in strips, the same
         in less memory; or in blended tiles, whose norms and attention see one tile alone."""
         self.loras = adapters.LoraStack()
+        self.controls = controls.Shelf()
 
     # Loading, saving, placing
 
@@ -189,6 +194,8 @@ class PixArtSigmaPipeline:
     set_loras = adapters.set_loras
     unload_loras = adapters.unload_loras
     fuse_loras = adapters.fuse_loras
+    load_control = controls.load_control
+    unload_controls = controls.unload_controls
 
     # The form to use in programs
 
@@ -209,10 +216,17 @@ class PixArtSigmaPipeline:
     draw_many = draw_many
 
     def stages(
-        self, request: "GenerationRequest", loras: adapters.Weighted, denoised: Denoised
+        self,
+        request: "GenerationRequest",
+        loras: adapters.Weighted,
+        denoised: Denoised,
+        away: Callable[..., Any] = _here,
     ) -> Iterator[Step]:
-        """The stages of a request whose adapters are read; `denoised` runs the loop."""
-        plan = planned(request, self.default_size, self.multiple)
+        """The stages of a request whose adapters are read; `denoised` runs the loop, `away` calls
+        what needs no transformer.
+        """
+        plan = away(planned, request, self.default_size, self.multiple)
+        followed = controls.follower(self, request.control, plan.whole, plan.canvas)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
@@ -226,12 +240,18 @@ class PixArtSigmaPipeline:
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
-            steering = steering_of(self, request, max(1, len(levels) - 1), each.size)
+            steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
-            drawing = self.drawing(text, None, scale, levels, each.size, generators)
-            given = self.given(plan, each, images)
+            drawing = self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen)
             drawing = dataclasses.replace(
-                drawing, steering=steering, given=given, fast=request.shortcuts
+                drawing,
+                steering=steering,
+                given=away(self.given, plan, each, images),
+                fast=request.shortcuts,
+                window=None
+                if each.window is None
+                else (each.seen[0] // self.factor, each.seen[1] // self.factor),
+                controls=away(followed, levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
                 index = before + step.index
@@ -240,9 +260,9 @@ class PixArtSigmaPipeline:
             before = index
             yield dataclasses.replace(last, stage="decoding")
             assert last.latents is not None
-            images = self.decode(last.latents)
+            images = away(self.decode, last.latents)
         assert images is not None
-        yield dataclasses.replace(last, stage="done", images=plan.finished(images))
+        yield dataclasses.replace(last, stage="done", images=away(plan.finished, images))
 
     # The three rooms that a prompt goes through
 
@@ -278,7 +298,7 @@ class PixArtSigmaPipeline:
         self, sampler: Sampler, drawing: Drawing, loras: adapters.Weighted = ()
     ) -> Iterator[Step]:
         """Yield the denoising steps; `loras` come on top of the pipeline's own."""
-        with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
+        with adapters.adapted(self, loras) as network, controls.placed(self, drawing.controls):
             for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
 
@@ -348,10 +368,12 @@ class PixArtSigmaPipeline:
         generators: Sequence[torch.Generator],
         latents: Latents | None = None,
         on_step: OnStep | None = None,
+        seen: tuple[int, int] | None = None,
     ) -> Drawing:
         """Bring everything that the loop needs to the device.
 
-        One generator draws for the whole batch; several draw for a picture each.
+        One generator draws for the whole batch; several draw for a picture each. `seen` is the
+        size that micro-conditions tell, where the network sees tiles.
         """
         height, width = size
         dtype = self.dtype
@@ -366,7 +388,7 @@ class PixArtSigmaPipeline:
         latents = draw() if latents is None else latents
         conditions = None
         if self.transformer_config.use_additional_conditions:
-            size_rows = torch.tensor([[height, width]], device=self.device).expand(num, 2)
+            size_rows = torch.tensor([seen or size], device=self.device).expand(num, 2)
             conditions = Conditions(size_rows.float(), size_rows[:, :1] / size_rows[:, 1:])
         return Drawing(
             latents.to(self.device, torch.float32),
