@@ -34,6 +34,7 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         "prompt_syntax": "plain",
         "long_prompts": "truncate",
         "style": None,
+        "control": (),
         "fast": False,
         "regions": (),
     }

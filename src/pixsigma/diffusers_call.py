@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pixsigma import images as pictures
 from pixsigma.buckets import bin_table, check_size, nearest
+from pixsigma.controls import follower
 from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.editing.plan import as_request
 from pixsigma.errors import InputError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.cleaning import clean_caption as cleaned_once
@@ -60,9 +62,11 @@ def call_as_diffusers(
     clean_caption: bool = True,
     use_resolution_binning: bool = True,
     max_sequence_length: int | None = None,
+    control: Sequence[Any] = (),
 ) -> PipelineOutput | tuple[Any]:
     """Draw, with the arguments, defaults and numbers of diffusers' PixArtSigmaPipeline.
 
+    `control` is ours: hints for every picture, as `GenerationRequest.control` has them.
     Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
     """
     side_h, side_w = self.default_size
@@ -93,6 +97,8 @@ def call_as_diffusers(
         latents,
         step_end(self, callback_on_step_end),
     )
+    followed = follower(self, as_request("", {"control": control}).control, asked)
+    drawing = dataclasses.replace(drawing, controls=followed(levels, size))
     *_, last = self.denoised(sampler, drawing)
     images = finished(self, last.latents, asked, size, output_type)
     return PipelineOutput(images) if return_dict else (images,)

@@ -40,6 +40,12 @@ def to_numpy(images: Images) -> NDArray[np.float32]:
     return array
 
 
+def signed(picture: Image.Image) -> Images:
+    """A picture as (1, 3, height, width) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
 def to_pil(images: Images) -> list[Image.Image]:
     """One 8-bit picture a row; halves are rounded to even, as in diffusers."""
     pixels = (to_numpy(images) * 255).round().astype(np.uint8)

@@ -49,6 +49,7 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
             fields[field] = flags[field]
         if fields.get(field):
             check_source(field, fields[field], settings.get(f"{field}_sha256"))
+    fields["control"] = [checked_hint(control) for control in fields.get("control", ())]
     check_regions(fields.get("regions") or [], settings.get("regions_sha256") or [])
     if settings.get("pixsigma") != __version__:
         warnings.warn(
@@ -62,6 +63,20 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
     places = {"device": str(settings.get("device", "auto")).partition(":")[0]}
     anew = {name: flags[name] for name in ("device", "dtype") if name in written}
     return {"requests": [request_from(FLAGS, **fields)], **recorded, **places, **anew}
+
+
+def checked_hint(control: Mapping[str, Any]) -> dict[str, Any]:
+    """A control of a picture's settings as a request has it; raises InputError.
+
+    Its hint must be where it was, and the same.
+    """
+    control = dict(control)
+    expected, hint = control.pop("hint_sha256", None), control["hint"]
+    if is_data(hint):
+        raise InputError("a hint was given as data and is not known by name: draw from the request")
+    if fingerprint(hint) != expected:
+        raise InputError(f"{hint} is not the hint that the picture was drawn from; put that back")
+    return control
 
 
 def check_regions(regions: Sequence[Any], expected: Sequence[Any]) -> None:

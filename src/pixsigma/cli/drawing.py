@@ -28,6 +28,7 @@ from pixsigma.quantize import check_mode
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.signing import Signer
 from pixsigma.weights.adapters import adapter_file
+from pixsigma.weights.controls import control_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -118,6 +119,9 @@ def check(job: Job) -> None:
         check_sampler(get_sampler(request.sampler), request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
+        for control in request.control:
+            if control.network is not None:
+                control_file(control.network)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
         told["quantize"] = job.quantize
         if job.metadata:
@@ -193,6 +197,9 @@ def remembered(request: GenerationRequest) -> dict[str, Any]:
         if source := told[field]:
             told[f"{field}_sha256"] = fingerprint(source)
             told[field] = shortened(source)
+    for control in told["control"]:
+        control["hint_sha256"] = fingerprint(control["hint"])
+        control["hint"] = shortened(control["hint"])
     masks = [region.mask for region in request.regions]
     if any(masks):
         told["regions_sha256"] = [mask and fingerprint(mask) for mask in masks]

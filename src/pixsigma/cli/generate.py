@@ -29,6 +29,8 @@ def generate(
     two_pass: options.TwoPass = False,
     tiled: options.Tiled = False,
     lora: options.Lora = None,
+    control: options.Control = None,
+    controlnet: options.ControlNet = None,
     again: options.Again = None,
     region: options.Region = None,
     guide: options.Guide = None,

@@ -69,6 +69,20 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE[:WEIGHT]", help="An adapter (LoRA and its kin); repeatable."),
 ]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND:HINT[:WEIGHT]",
+        help="A hint to follow, such as edges:photo.png:0.8, also with ,ready ,start=0.1 ,end=0.6 "
+        "behind it; repeatable.",
+    ),
+]
+ControlNet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet", metavar="[KIND=]FILE", help="What follows hints of a kind; repeatable."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="Leave out what changes little; see docs.")]
@@ -134,6 +148,7 @@ FLAGS = {
     "strength": "--strength",
     "extend": "--extend",
     "loras": "--lora",
+    "control": "--control",
     "regions": "--region",
     "guidance": "--guide",
     "prompt_syntax": "--syntax",

@@ -40,6 +40,14 @@ def prepare(
     official_features: Annotated[
         bool, typer.Option("--official-features", help="Read the authors' .npy and .npz.")
     ] = False,
+    hints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="For a ControlNet: edges, made of the pictures, or what lies beside them as "
+            "NAME.KIND.png.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures that are encoded together.")] = 8,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode; default: one a core.")
@@ -72,6 +80,7 @@ def prepare(
         max_tokens=max_tokens,
         dtype=str(precision).removeprefix("torch."),
         official_features=official_features,
+        hints=hints,
     )
     work = Work(workers=num_workers, batch_size=batch, device=place)
     tell(run(settings, out, work, quiet), out, json, quiet)

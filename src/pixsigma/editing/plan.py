@@ -53,6 +53,13 @@ class Plan:
     rounds: tuple[Round, ...]
     canvas: Canvas | None = None
 
+    @property
+    def whole(self) -> tuple[int, int]:
+        """(height, width) of what comes out, and of the hints that it follows."""
+        if self.canvas is None:
+            return self.rounds[-1].size
+        return self.canvas.picture.height, self.canvas.picture.width
+
     def finished(self, images: Images) -> list[Image.Image]:
         """The last round's pictures as they were asked for."""
         return to_pil(images) if self.canvas is None else self.canvas.finished(images)
@@ -124,7 +131,19 @@ def as_request(
             given[field] = opening.as_data(read(given[field]))
         elif isinstance(given.get(field), Path):
             given[field] = str(given[field])
+    if isinstance(given.get("control"), list | tuple):
+        given["control"] = [_hinted(each) for each in given["control"]]
     return request_from(**given)
+
+
+def _hinted(control: Any) -> Any:
+    """A control as plain data, where its hint is a picture of PIL or a path."""
+    if not isinstance(control, Mapping):
+        return control
+    found = dict(control)
+    if isinstance(hint := found.get("hint"), Image.Image):
+        found["hint"] = opening.as_data(_rgb(hint))
+    return found | {k: str(v) for k, v in found.items() if isinstance(v, Path)}
 
 
 def _rgb(image: Image.Image) -> Image.Image:
