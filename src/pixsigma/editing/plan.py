@@ -45,6 +45,10 @@ class Round:
             return self.size
         return min(self.size[0], self.window[0]), min(self.size[1], self.window[1])
 
+    def tile(self, factor: int) -> tuple[int, int] | None:
+        """The same in latents, None where it sees all."""
+        return None if self.window is None else (self.seen[0] // factor, self.seen[1] // factor)
+
 
 @dataclass(frozen=True)
 class Plan:
