@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,23 +130,21 @@ def as_request(
         {"prompt": request} if isinstance(request, str) else request.model_dump()
     )
     given |= settings
-    for field, read in {"image": _rgb, "mask": opening.mask_of}.items():
-        if isinstance(given.get(field), Image.Image):
-            given[field] = opening.as_data(read(given[field]))
-        elif isinstance(given.get(field), Path):
-            given[field] = str(given[field])
-    if isinstance(given.get("control"), list | tuple):
-        given["control"] = [_hinted(each) for each in given["control"]]
+    given = _plain(given, {"image": _rgb, "mask": opening.mask_of})
+    for field, inside in {"control": {"hint": _rgb}, "regions": {"mask": opening.mask_of}}.items():
+        if isinstance(given.get(field), list | tuple):
+            given[field] = [_plain(each, inside) for each in given[field]]
     return request_from(**given)
 
 
-def _hinted(control: Any) -> Any:
-    """A control as plain data, where its hint is a picture of PIL or a path."""
-    if not isinstance(control, Mapping):
-        return control
-    found = dict(control)
-    if isinstance(hint := found.get("hint"), Image.Image):
-        found["hint"] = opening.as_data(_rgb(hint))
+def _plain(settings: Any, pictures: Mapping[str, Callable[[Image.Image], Image.Image]]) -> Any:
+    """Settings as plain data, where `pictures` may be of PIL and all may be paths."""
+    if not isinstance(settings, Mapping):
+        return settings
+    found = dict(settings)
+    for field, read in pictures.items():
+        if isinstance(found.get(field), Image.Image):
+            found[field] = opening.as_data(read(found[field]))
     return found | {k: str(v) for k, v in found.items() if isinstance(v, Path)}
 
 
