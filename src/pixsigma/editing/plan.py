@@ -20,8 +20,9 @@ from pixsigma.shapes import Images
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
-IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH = 0.6, 1.0, 0.4
-"""Where the request says none: a picture as a whole, a masked part, the second pass."""
+IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH, TILED_STRENGTH = 0.6, 1.0, 0.4, 0.2
+"""Where the request says none: a picture as a whole, a masked part, the second pass, tiles: each of
+these reads the whole prompt, and would draw all of it again."""
 
 _FAR = 4
 """Times the trained area, above which a picture falls apart into repetitions."""
@@ -82,7 +83,8 @@ def planned(request: "GenerationRequest", native: tuple[int, int], multiple: int
         if height * width > _FAR * native[0] * native[1]:
             _warn_of_size((height, width), native, "two_pass")
         return Plan((Round((height, width)),))
-    strength = REFINE_STRENGTH if request.strength is None else request.strength
+    usual = TILED_STRENGTH if request.tiled else REFINE_STRENGTH
+    strength = usual if request.strength is None else request.strength
     second = Round((height, width), strength, native if request.tiled else None)
     return Plan((Round(first_size(height, width, native, multiple)), second))
 
@@ -176,7 +178,8 @@ def _edit(
         box = box_around(mask, native, multiple)
     canvas = Canvas(picture=picture, mask=mask, box=box, multiple=multiple)
     _tell(canvas, native, request.tiled)
-    usual = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
+    usual = TILED_STRENGTH if request.tiled else IMAGE_STRENGTH
+    usual = usual if mask is None else MASK_STRENGTH
     strength = usual if request.strength is None else request.strength
     return Plan((Round(canvas.size, strength, native if request.tiled else None),), canvas)
 
