@@ -242,13 +242,15 @@ class PixArtSigmaPipeline:
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
             steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
-            drawing = self.drawing(text, None, scale, levels, each.size, generators)
-            given = away(self.given, plan, each, images)
+            drawing = self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen)
             drawing = dataclasses.replace(
                 drawing,
                 steering=steering,
-                given=given,
+                given=away(self.given, plan, each, images),
                 fast=request.shortcuts,
+                window=None
+                if each.window is None
+                else (each.seen[0] // self.factor, each.seen[1] // self.factor),
                 controls=away(followed, levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
@@ -366,10 +368,12 @@ class PixArtSigmaPipeline:
         generators: Sequence[torch.Generator],
         latents: Latents | None = None,
         on_step: OnStep | None = None,
+        seen: tuple[int, int] | None = None,
     ) -> Drawing:
         """Bring everything that the loop needs to the device.
 
-        One generator draws for the whole batch; several draw for a picture each.
+        One generator draws for the whole batch; several draw for a picture each. `seen` is the
+        size that micro-conditions tell, where the network sees tiles.
         """
         height, width = size
         dtype = self.dtype
@@ -384,7 +388,7 @@ class PixArtSigmaPipeline:
         latents = draw() if latents is None else latents
         conditions = None
         if self.transformer_config.use_additional_conditions:
-            size_rows = torch.tensor([[height, width]], device=self.device).expand(num, 2)
+            size_rows = torch.tensor([seen or size], device=self.device).expand(num, 2)
             conditions = Conditions(size_rows.float(), size_rows[:, :1] / size_rows[:, 1:])
         return Drawing(
             latents.to(self.device, torch.float32),

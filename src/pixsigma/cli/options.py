@@ -45,11 +45,24 @@ InpaintCrop = Annotated[
 TwoPass = Annotated[
     bool, typer.Option("--two-pass", help="Draw in the trained size, enlarge, refine in --size.")
 ]
+Tiled = Annotated[
+    bool, typer.Option("--tiled", help="Refine --two-pass or --image in tiles of the trained size.")
+]
 Again = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw this picture again from its settings.")
 ]
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
+]
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="CERTS.pem", help="Sign a C2PA manifest with this certificate chain."),
+]
+SignKey = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The certificate's private key.")
+]
+SignTime = Annotated[
+    str | None, typer.Option(metavar="URL", help="An authority that tells the time of signing.")
 ]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
 Lora = Annotated[

@@ -35,6 +35,15 @@ class Round:
     """(height, width) in pixels."""
     strength: float = 1.0
     """Share of the steps that are taken; below 1 they begin from a picture."""
+    window: tuple[int, int] | None = None
+    """(height, width) in pixels of the tiles that it is drawn in; None: all at once."""
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(height, width) in pixels that the network sees at once."""
+        if self.window is None:
+            return self.size
+        return min(self.size[0], self.window[0]), min(self.size[1], self.window[1])
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,12 @@ def planned(request: "GenerationRequest", native: tuple[int, int], multiple: int
     height, width = request.height or native[0], request.width or native[1]
     check_size(width, height, multiple)
     if not request.two_pass:
+        if height * width > _FAR * native[0] * native[1]:
+            _warn_of_size((height, width), native, "two_pass")
         return Plan((Round((height, width)),))
     strength = REFINE_STRENGTH if request.strength is None else request.strength
-    return Plan(
-        (Round(first_size(height, width, native, multiple)), Round((height, width), strength))
-    )
+    second = Round((height, width), strength, native if request.tiled else None)
+    return Plan((Round(first_size(height, width, native, multiple)), second))
 
 
 def first_size(height: int, width: int, native: tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -163,13 +173,13 @@ def _edit(
     if request.inpaint_crop and mask is not None:
         box = box_around(mask, native, multiple)
     canvas = Canvas(picture=picture, mask=mask, box=box, multiple=multiple)
-    _tell(canvas, native)
+    _tell(canvas, native, request.tiled)
     usual = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
     strength = usual if request.strength is None else request.strength
-    return Plan((Round(canvas.size, strength),), canvas)
+    return Plan((Round(canvas.size, strength, native if request.tiled else None),), canvas)
 
 
-def _tell(canvas: Canvas, native: tuple[int, int]) -> None:
+def _tell(canvas: Canvas, native: tuple[int, int], tiled: bool) -> None:
     left, top, right, bottom = canvas.box
     height, width = canvas.size
     if canvas.padded:
@@ -178,9 +188,13 @@ def _tell(canvas: Canvas, native: tuple[int, int]) -> None:
             f"{width}x{height} with the last pixels repeated, and cut back",
             stacklevel=5,
         )
-    if height * width > _FAR * native[0] * native[1]:
-        warnings.warn(
-            f"{width}x{height} is far above the {native[1]}x{native[0]} that this model was "
-            "trained on: a smaller size or, with a mask, inpaint_crop would do better",
-            stacklevel=5,
-        )
+    if height * width > _FAR * native[0] * native[1] and not tiled:
+        _warn_of_size((height, width), native, "tiled or, with a mask, inpaint_crop")
+
+
+def _warn_of_size(size: tuple[int, int], native: tuple[int, int], better: str) -> None:
+    warnings.warn(
+        f"{size[1]}x{size[0]} is far above the {native[1]}x{native[0]} that this model was trained "
+        f"on, and may fall apart into repetitions: a smaller size or {better} would do better",
+        stacklevel=6,
+    )
