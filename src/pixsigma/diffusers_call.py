@@ -80,8 +80,7 @@ def call_as_diffusers(
     negative = None
     if guidance_scale > 1:  # below 1 diffusers does not guide either
         embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
-        negative_prompt = None if embeds is not None else spread(negative_prompt or "", num)
-        negative = features(self, negative_prompt, embeds, mask, prepare, limit)
+        negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, num)
         negative = negative.repeat_interleave(num_images_per_prompt)
     sampler = with_eta(self.sampler, eta)
     levels = sampler.levels(self.schedule, num_inference_steps)
@@ -97,11 +96,35 @@ def call_as_diffusers(
         latents,
         step_end(self, callback_on_step_end),
     )
-    followed = follower(self, as_request("", {"control": control}).control, asked)
-    drawing = dataclasses.replace(drawing, controls=followed(levels, size))
-    *_, last = self.denoised(sampler, drawing)
+    *_, last = self.denoised(sampler, hinted(self, drawing, control, size, asked))
     images = finished(self, last.latents, asked, size, output_type)
     return PipelineOutput(images) if return_dict else (images,)
+
+
+def led_away(
+    pipe: "PixArtSigmaPipeline",
+    prompt: str | list[str] | None,
+    embeds: Tensor | None,
+    mask: Tensor | None,
+    prepare: Callable[[str], str],
+    max_tokens: int,
+    num: int,
+) -> TextFeatures:
+    """Features of the negative prompts, one for each of `num`."""
+    prompt = None if embeds is not None else spread(prompt or "", num)
+    return features(pipe, prompt, embeds, mask, prepare, max_tokens)
+
+
+def hinted(
+    pipe: "PixArtSigmaPipeline",
+    drawing: Any,
+    control: Sequence[Any],
+    size: tuple[int, int],
+    asked: tuple[int, int],
+) -> Any:
+    """The drawing with the hints that it follows."""
+    followed = follower(pipe, as_request("", {"control": control}).control, asked)
+    return dataclasses.replace(drawing, controls=followed(drawing.levels, size))
 
 
 def binned(pipe: "PixArtSigmaPipeline", size: tuple[int, int]) -> tuple[int, int]:
