@@ -69,8 +69,7 @@ def call_as_diffusers(
     `control` is ours: hints for every picture, as `GenerationRequest.control` has them.
     Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
     """
-    side_h, side_w = self.default_size
-    asked = height or side_h, width or side_w
+    asked = height or self.default_size[0], width or self.default_size[1]
     size = binned(self, asked) if use_resolution_binning else asked
     check_size(size[1], size[0], self.multiple)
     prepare = cleaned_twice if clean_caption else lowered
