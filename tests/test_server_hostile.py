@@ -1,6 +1,7 @@
 """What strangers send: odd pictures, prompts, numbers and headers; the server only refuses."""
 
 import base64
+import contextlib
 import io
 import json
 import random
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
 from PIL import Image
 from schemathesis.generation import GenerationMode
 from tests.serving import SMALL, job, listening, serving, wait
@@ -99,9 +101,8 @@ def test_odd_pictures_are_drawn_or_refused_and_the_server_lives(tmp_path: Path) 
             else:
                 ends[name] = "refused"
         assert wait(client, client.post("/v1/jobs", json=job()).json()["id"])["state"] == "done"
-    assert all(
-        (ends[name] == "done") == name.startswith("ok") for name in ends if "bomb" not in name
-    ), ends
+    for name, end in ends.items():
+        assert (end == "done") == name.startswith("ok") or name.startswith("odd"), ends
 
 
 ADDRESSES = ["data:image/svg+xml;base64,PHN2Zy8+", "data:text/html;base64,AAAA", "data:,"]
@@ -236,11 +237,9 @@ def test_no_request_of_the_description_makes_the_server_fail(
 ) -> None:
     with listening(tmp_path, limits=LIMITS) as base:
         schema = schemathesis.openapi.from_url(f"{base}/openapi.json")
+        asked = set()
         for found in schema.get_all_operations():
             operation = found.ok()
-            given_some = operation.body or operation.path_parameters or operation.query
-            if mode is GenerationMode.NEGATIVE and not given_some:
-                continue  # there is nothing to get wrong
 
             @settings(
                 max_examples=10,
@@ -252,6 +251,9 @@ def test_no_request_of_the_description_makes_the_server_fail(
             @given(case=operation.as_strategy(generation_mode=mode))
             def check(case: Any) -> None:
                 answer = case.call(timeout=30)
+                asked.add(case.operation.label)
                 assert answer.status_code < 500, (case.as_curl_command(), answer.text)
 
-            check()
+            with contextlib.suppress(Unsatisfiable):  # where there is nothing to get wrong
+                check()
+        assert {"POST /v1/jobs", "POST /v1/images/generations"} <= asked, asked

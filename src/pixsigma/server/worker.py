@@ -256,7 +256,7 @@ class Worker:
             self.metrics.policy.labels("after").inc()
             outcome = {"state": "failed", "kind": "PolicyError", "reason": str(error)}
         except Exception as error:
-            _log.exception("job %s failed", job.id)
+            _log.warning("job %s failed", job.id, exc_info=not isinstance(error, PixsigmaError))
             outcome = {"state": "failed", "kind": type(error).__name__, "reason": said(error)}
         outcome["warnings"] = heard
         if outcome["state"] != "done":
