@@ -62,7 +62,7 @@ def create_app(
     add_operations(app, service, client)
     add_reference(app)
     if studio:
-        from pixsigma.server.studio import mount
+        from pixsigma.server.studio.mount import mount
 
         app = mount(app, service, keys)
     if origins:

@@ -52,6 +52,7 @@ _FIELDS = (
     "number, id, client, model, state, priority, request, format, deadline, cancel, attempts,"
     " created, seconds, kind, reason, warnings, files, seeds"
 )
+_LIGHT = _FIELDS.replace("request", "json_remove(request, '$.image', '$.mask') AS request")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,12 +280,13 @@ class JobStore:
             return int(num)
 
     def latest(self, client: str, num: int, states: Sequence[State] = ("done",)) -> list[Job]:
-        """The last `num` jobs of a client in these states, newest first."""
+        """The last `num` jobs of a client, newest first, without the pictures it sent."""
         marks = ", ".join("?" for _ in states)
         with self._reading():
             return self._select(
                 f"client = ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
                 *(client, *states, num),
+                fields=_LIGHT,
             )
 
     def unfinished(self) -> list[Job]:
@@ -308,8 +310,8 @@ class JobStore:
             raise KeyError(values[-1])
         return found[0]
 
-    def _select(self, where: str, *values: Any) -> list[Job]:
-        rows = self._base.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where}", values)
+    def _select(self, where: str, *values: Any, fields: str = _FIELDS) -> list[Job]:
+        rows = self._base.execute(f"SELECT {fields} FROM jobs WHERE {where}", values)
         return [_job(row) for row in rows]
 
     @contextmanager
