@@ -76,30 +76,10 @@ class Live:
     last_preview: float = 0.0
 
 
-class Cores:
-    """Half of the processor's cores is for errands while there is one; the network has the rest.
-
-    More threads than cores would wait for one another at every product.
-    """
-
-    def __init__(self) -> None:
-        self.all = torch.get_num_threads()
-        self.now = 0
-
-    def for_errands(self) -> None:
-        """Begin a thread that runs errands."""
-        self._set(max(1, self.all // 2))
-
-    def for_network(self, beside_errand: bool) -> None:
-        """Settle how many the thread that calls has from now on."""
-        wanted = max(1, self.all - self.all // 2) if beside_errand else self.all
-        if wanted != self.now:
-            self.now = wanted
-            self._set(wanted)
-
-    def _set(self, number: int) -> None:
-        torch.get_num_threads()  # a thread's first look takes over what another thread has set
-        torch.set_num_threads(number)
+def share_cores() -> None:
+    """Errands have half of the cores: the network, whose thread calls this not, has all."""
+    torch.get_num_threads()  # a thread's first look takes over what another thread has set
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
 
 class Worker:
@@ -129,11 +109,8 @@ class Worker:
         self._watchers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._cores = Cores()
         # parts that take turns on the device cannot be there side by side
-        self._pool = (
-            ThreadPoolExecutor(1, "pixsigma-errands", self._cores.for_errands) if resident else None
-        )
+        self._pool = ThreadPoolExecutor(1, "pixsigma-errands", share_cores) if resident else None
         self._clerk = ThreadPoolExecutor(1, "pixsigma-clerk")
         self._company = Company(self._pool, self._wake.set)
         self._stopping = False
@@ -194,6 +171,7 @@ class Worker:
     def _run(self) -> None:
         # once and for all: drawings that change places must not find one another's setting
         torch.set_grad_enabled(False)
+        cores = torch.get_num_threads()  # before an errand has it changed for new threads
         company = self._company
         while company.members or not self._stopping:
             try:
@@ -202,7 +180,6 @@ class Worker:
                     self._admit()
                 if not company.idle:
                     self.metrics.calls.inc()
-                    self._cores.for_network(beside_errand=company.has_errand)
                 company.step()
                 if company.idle:  # an errand that ends wakes it, or a job that comes
                     self._wake.wait(1.0)
@@ -213,8 +190,7 @@ class Worker:
         if self._pool is not None:
             self._pool.shutdown()
         self._clerk.shutdown()
-        self._cores.now = 0
-        self._cores.for_network(beside_errand=False)  # as new threads will find it
+        torch.set_num_threads(cores)
         self._retry()
 
     def _retry(self) -> None:
@@ -256,7 +232,7 @@ class Worker:
             self.metrics.policy.labels("after").inc()
             outcome = {"state": "failed", "kind": "PolicyError", "reason": str(error)}
         except Exception as error:
-            _log.exception("job %s failed", job.id)
+            _log.warning("job %s failed", job.id, exc_info=not isinstance(error, PixsigmaError))
             outcome = {"state": "failed", "kind": type(error).__name__, "reason": said(error)}
         outcome["warnings"] = heard
         if outcome["state"] != "done":
