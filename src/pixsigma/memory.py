@@ -336,7 +336,8 @@ def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
     half = replace(wish, width=wish.width // 32 * 16, height=wish.height // 32 * 16)
     if min(half.width, half.height) >= 128:
         less = min(candidates(facts, half, machine), key=lambda found: found.peak)
-        yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
+        if less.peak < 0.97 * smallest.peak:
+            yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
     if plan.decode != "strips-half" and plan.decode.startswith("strips"):
         other = settled(facts, wish, machine, plan.stream_text, "strips-half", plan.placement)
         if other.peak < 0.97 * plan.peak:
