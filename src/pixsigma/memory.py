@@ -11,7 +11,7 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.quantized_text import BLOCK_ROWS
+from pixsigma.models.narrow import BLOCK_ROWS
 from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
