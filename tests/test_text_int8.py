@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from pixsigma.cli import app
 from pixsigma.errors import InputError, MismatchError
-from pixsigma.models import quantized_text
+from pixsigma.models import narrow
+from pixsigma.models.narrow import product
 from pixsigma.models.quantized import quantize_rows
-from pixsigma.models.quantized_text import product
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.weights.folder import read_text_encoder, save_text_encoder
 from pixsigma.weights.streaming import StreamedT5
@@ -33,7 +33,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_rows_have_scales_of_their_own(
     rows: int, vnni: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized_text, "saturates", lambda: not vnni)
+    monkeypatch.setattr(narrow, "saturates", lambda: not vnni)
     torch.manual_seed(0)
     weight, x = torch.randn(24, 32), torch.randn(rows, 32)
     x[1] *= 1e4
@@ -61,15 +61,15 @@ def test_nan_stays_nan() -> None:
 def test_narrow_weights_are_multiplied_as_wide_ones(
     stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized_text, "BLOCK_ROWS", 17)
+    monkeypatch.setattr(narrow, "BLOCK_ROWS", 17)
     torch.manual_seed(0)
     weight, x = torch.randn(50, 30).to(stored), torch.randn(2, 7, 30)
     expected = x @ weight.float().T
     for onednn in (False, True):
-        monkeypatch.setattr(quantized_text, "has_onednn_linear", lambda it=onednn: it)
+        monkeypatch.setattr(narrow, "has_onednn_linear", lambda it=onednn: it)
         given = product(x, weight, torch.float32)
         torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5)
-    assert quantized_text.has_onednn_linear()
+    assert narrow.has_onednn_linear()
 
 
 @pytest.mark.parametrize("stream", [False, True, 2000])

@@ -11,7 +11,7 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.quantized_text import BLOCK_ROWS
+from pixsigma.models.narrow import BLOCK_ROWS
 from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
@@ -336,7 +336,8 @@ def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
     half = replace(wish, width=wish.width // 32 * 16, height=wish.height // 32 * 16)
     if min(half.width, half.height) >= 128:
         less = min(candidates(facts, half, machine), key=lambda found: found.peak)
-        yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
+        if less.peak < 0.97 * smallest.peak:
+            yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
     if plan.decode != "strips-half" and plan.decode.startswith("strips"):
         other = settled(facts, wish, machine, plan.stream_text, "strips-half", plan.placement)
         if other.peak < 0.97 * plan.peak:

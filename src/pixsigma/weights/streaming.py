@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.config import T5Config
+from pixsigma.models.narrow import product
 from pixsigma.models.quantized import SCALE
-from pixsigma.models.quantized_text import product
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.weights.files import Spec, Tensors
 from pixsigma.weights.keymaps import T5
