@@ -41,6 +41,8 @@ SIZES = (64, 128, 256)
 CROP, WHOLE = 64, 128
 NUM_HELD_OUT = 64
 CHECKPOINT_SECONDS = 120.0
+LONGEST_STEP = 10.0
+"""Seconds; what is longer is a pause of the machine, and no part of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,7 @@ class Run:
         while self.seconds < self.options.minutes * 60:
             losses.append(self._one_step(data))
             now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
+            self.seconds, last = self.seconds + min(now - last, LONGEST_STEP), now
             if self.seconds - saved >= CHECKPOINT_SECONDS or self.step == 20:
                 self.save()
                 loss, divergence = np.mean(losses, axis=0)

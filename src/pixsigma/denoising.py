@@ -16,6 +16,7 @@ from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
 from pixsigma.models.controlnet import Control, Controlled
+from pixsigma.models.windows import Windowed
 from pixsigma.shapes import Latents
 
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
@@ -69,6 +70,8 @@ class Drawing:
     given: Given | None = None
     fast: FastOptions | None = None
     """What may be left out."""
+    window: tuple[int, int] | None = None
+    """(height, width) in latents of the tiles that the network sees; None: all at once."""
     steering: Steering | None = None
     """More than classifier-free guidance of one text; then `text` and `negative` are not read."""
     controls: tuple[Control, ...] = ()
@@ -109,6 +112,8 @@ def predictions(
     kind, levels = schedule.config.prediction_type, drawing.levels
     if drawing.controls:
         network = Controlled(network, drawing.controls)
+    if drawing.window is not None:
+        network = Windowed(network, drawing.window)
     if drawing.fast is not None and hasattr(network, "through"):
         ends = levels[0].timestep, levels[-1].timestep
         network = CachingTransformer(network, drawing.fast, *ends)

@@ -96,7 +96,13 @@ class Region(BaseModel):
 class GenerationRequest(BaseModel):
     """One prompt and how to draw it, plain data; the names are those of the diffusers call."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     prompt: str = Field(max_length=100_000)
     negative_prompt: str = Field("", max_length=100_000)
@@ -129,7 +135,7 @@ class GenerationRequest(BaseModel):
     """What to draw anew, white on black, in the size of the picture; grey mixes the two."""
     strength: float | None = Field(None, ge=0, le=1)
     """Share of the steps that are taken from the picture on: 0 gives it back, 1 begins with noise.
-    None is 0.6 for a picture, 1 under a mask and 0.4 in the second pass."""
+    None is 0.6 for a picture, 1 under a mask, 0.4 in the second pass and 0.2 in tiles."""
     extend: dict[Literal["left", "right", "top", "bottom"], Extension] | None = None
     """Pixels of new canvas on each side of the picture."""
     inpaint_crop: bool = False
@@ -138,6 +144,8 @@ class GenerationRequest(BaseModel):
     """Draw in the size the model was trained on, then enlarge and refine."""
     control: Annotated[tuple[ControlChoice, ...], Field(strict=False, max_length=20)] = ()
     """Hints that the picture follows; what they add is summed."""
+    tiled: bool = False
+    """Refine (the second pass, or a picture) in overlapping tiles of the trained size."""
     fast: bool | FastOptions = False
     """Whether to leave out what costs much and changes little; true is the preset."""
     guidance: GuidanceOptions = GuidanceOptions()
@@ -186,6 +194,15 @@ class GenerationRequest(BaseModel):
                 raise InputError("strength needs image or two_pass: there is nothing to begin from")
         elif self.two_pass:
             raise InputError("two_pass draws from text alone: give image or two_pass, not both")
+        if self.tiled and self.image is None and not self.two_pass:
+            raise InputError(
+                "tiled refines what is there: give image or two_pass; from noise alone every tile "
+                "would draw the whole prompt"
+            )
+        if self.tiled and self.control:
+            raise InputError("a hint is for the whole picture: leave out control, or tiled")
+        if self.tiled and self.fast:
+            raise InputError("fast compares a tile with the one before: leave out fast, or tiled")
         if self.inpaint_crop and not (self.mask or self.extend):
             raise InputError("inpaint_crop works around a mask: give mask or extend")
         if self.extend is not None and not any(self.extend.values()):

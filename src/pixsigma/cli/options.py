@@ -45,11 +45,24 @@ InpaintCrop = Annotated[
 TwoPass = Annotated[
     bool, typer.Option("--two-pass", help="Draw in the trained size, enlarge, refine in --size.")
 ]
+Tiled = Annotated[
+    bool, typer.Option("--tiled", help="Refine --two-pass or --image in tiles of the trained size.")
+]
 Again = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw this picture again from its settings.")
 ]
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
+]
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="CERTS.pem", help="Sign a C2PA manifest with this certificate chain."),
+]
+SignKey = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The certificate's private key.")
+]
+SignTime = Annotated[
+    str | None, typer.Option(metavar="URL", help="An authority that tells the time of signing.")
 ]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
 Lora = Annotated[
@@ -75,7 +88,7 @@ Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="Leave out what changes little; see docs.")]
 Quantize = Annotated[
     str | None,
-    typer.Option(metavar="MODE", help="int8 on a CPU; on GPUs also fp8-weights and others."),
+    typer.Option(metavar="MODE", help="int8, int8-fast on a CPU; on GPUs fp8-weights and others."),
 ]
 TextAndVae = Annotated[
     str | None, typer.Option(help="Where text encoder and autoencoder of a bare file are.")

@@ -33,6 +33,7 @@ FIELDS = {
     "strength": "strength",
     "inpaint_crop": "inpaint_crop",
     "two_pass": "two_pass",
+    "tiled": "tiled",
     "syntax": "prompt_syntax",
     "long_prompts": "long_prompts",
     "fast": "fast",
@@ -74,6 +75,17 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
         "device": flags["device"],
         **{name: flags[name] for name in SETTING},
     }
+
+
+def signing(
+    chain: Path | None, key: Path | None, timestamps: str | None
+) -> tuple[Path, Path, str | None] | None:
+    """What signs the pictures; raises InputError for half of it."""
+    if chain is None or key is None:
+        if chain or key or timestamps:
+            raise InputError("--sign CERTS.pem and --sign-key KEY.pem go together")
+        return None
+    return chain, key, timestamps
 
 
 def parse_extend(text: str) -> dict[str, int]:

@@ -22,7 +22,7 @@ from pixsigma.errors import (
 )
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
-from pixsigma.models.quantized import has_int8, quantized_layers
+from pixsigma.models.quantized import fine_layers, has_int8, quantized_layers
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
@@ -42,7 +42,7 @@ from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_nam
 from pixsigma.weights.load import load_into
 from pixsigma.weights.locate import FileChoice, find_weights
 from pixsigma.weights.prompt_cache import CachedT5, fingerprint
-from pixsigma.weights.quantized import builder, in_int8, int8_layers
+from pixsigma.weights.quantized import builder, fine_of, in_int8, int8_layers
 from pixsigma.weights.streaming import StreamedT5, open_streamed
 
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
@@ -82,15 +82,16 @@ class OpenTransformer:
     def expected(self) -> dict[str, Spec]:
         """Our names and the shapes that the network has."""
         with torch.device("meta"):
-            return Tensors.of(builder(self.config, self.int8_layers)().state_dict()).specs
+            build = builder(self.config, self.int8_layers, fine_layers(self.tensors))
+            return Tensors.of(build().state_dict()).specs
 
     def load(
-        self, dtype: torch.dtype | None = None, *, int8: bool = False, keep: str | None = None
+        self, dtype: torch.dtype | None = None, *, int8: str | None = None, keep: str | None = None
     ) -> PixArtTransformer:
         """Read the weights; raises MismatchError.
 
-        `int8` quantises layer by layer while reading, but for layers whose names match `keep`; what
-        is in 8 bits computes in float32 whatever `dtype` says.
+        `int8` is a mode that quantises layer by layer while reading, but for layers whose names
+        match `keep`; what is in 8 bits computes in float32 whatever `dtype` says.
         """
         layers = self.int8_layers
         if not (int8 or layers):
@@ -98,8 +99,9 @@ class OpenTransformer:
             return load_into(plain, self.tensors, self.detected.keymap, dtype=dtype)
         ours = self.detected.keymap.to_ours(self.tensors)
         fresh = int8_layers(ours, keep) if int8 else ()
-        build = builder(self.config, (*layers, *fresh))
-        return load_into(build, in_int8(ours, fresh), dtype=torch.float32)
+        fine = fine_of(fresh, int8) if int8 else ()
+        build = builder(self.config, (*layers, *fresh), (*fine_layers(self.tensors), *fine))
+        return load_into(build, in_int8(ours, fresh, fine), dtype=torch.float32)
 
 
 def folder_variant(folder: Path) -> Variant | None:
@@ -158,14 +160,16 @@ def read_text_encoder(
     dtype: torch.dtype | None = None,
     max_tokens: int | None = None,
     choice: FileChoice | None = None,
-    stream: bool = False,
+    stream: bool | int = False,
     prompt_cache: Path | str | None = None,
 ) -> T5TextEncoder:
     """Load T5 and its tokenizer from a folder with `text_encoder/` and `tokenizer/`.
 
     Under fp16 the last linear layers stay fp32, as T5 needs. `stream` leaves the matrices in the
-    file and reads them as they are used. `prompt_cache` is a folder for answers: the encoder is
-    opened only for prompts that are not there. Raises WeightsError or InputError.
+    file and reads them as they are used; a number is how many bytes of them may stay then. One in
+    8 bits is opened this way in any case, to stay unless told otherwise. `prompt_cache` is a folder
+    for answers: the encoder is opened only for prompts that are not there. Raises WeightsError or
+    InputError.
     """
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
@@ -183,12 +187,15 @@ def read_text_encoder(
 
 
 def _open_t5(
-    file: Path, config: T5Config, dtype: torch.dtype | None, stream: bool
+    file: Path, config: T5Config, dtype: torch.dtype | None, stream: bool | int
 ) -> T5Encoder | StreamedT5:
     if stream:
-        return open_streamed(file, config, dtype)
+        return open_streamed(file, config, dtype, int(stream))
+    tensors = open_tensors(file)
+    if quantized_layers(tensors):
+        return open_streamed(file, config, dtype, tensors.num_bytes)
     kept = partial(T5Encoder.storage_dtype, dtype=dtype) if dtype else None
-    return load_into(partial(T5Encoder, config), open_tensors(file), T5, dtype=kept)
+    return load_into(partial(T5Encoder, config), tensors, T5, dtype=kept)
 
 
 def vocabulary_file(folder: Path) -> Path:
@@ -300,10 +307,12 @@ def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None
 def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     """Write `text_encoder/` and `tokenizer/` into a model's folder; raises OutputError."""
     folder, encoder = Path(folder), text_encoder.encoder
-    tensors = T5.to_theirs(encoder.state_dict())
-    _save_part(
-        folder / "text_encoder", tensors, config_files.t5_json(encoder.config), "text_encoder"
-    )
+    tensors, config = Tensors.of(encoder.state_dict()), config_files.t5_json(encoder.config)
+    if quantized_layers(tensors):
+        config["quantization_config"] = config_files.QUANTIZATION
+    else:
+        tensors = T5.to_theirs(tensors)
+    _save_part(folder / "text_encoder", tensors, config, "text_encoder")
     pieces = text_encoder.tokenizer.pieces
     with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
         temp.write_bytes(pieces.content())
