@@ -112,9 +112,10 @@ class Process:
         self.process.communicate("")
 
 
-def times(size: str, whole: bool, rounds: int, padded: int = 0) -> dict[str, Any]:
-    """All sides by turns; of XL/2 one after the other is in memory."""
-    names = SIDES if whole else ("ours", "diffusers")
+def times(
+    names: tuple[str, ...], size: str, whole: bool, rounds: int, padded: int = 0
+) -> dict[str, Any]:
+    """Some sides by turns; of XL/2 one after the other is in memory."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     told: dict[str, dict[str, Any]] = {}
     if size == "XL/2":
@@ -143,7 +144,7 @@ def times(size: str, whole: bool, rounds: int, padded: int = 0) -> dict[str, Any
     for name, pairs in taken.items():
         seconds, cpu = zip(*pairs, strict=True)
         low, middle, high = statistics.quantiles(seconds, n=4)
-        work = told["ours" if name == "compiled" else name]["gflop"]
+        work = told["ours" if name == "compiled" and "ours" in told else name]["gflop"]
         found[name] = {
             "seconds": middle,
             "quartiles": [low, high],
@@ -264,18 +265,20 @@ def main() -> None:
     flags = parser(__doc__ or "")
     names = ("time-12M", "time-padded", "time-XL", "busy")
     flags.add_argument("--part", choices=names, action="append")
+    ours = SIDES[:-1]
+    flags.add_argument("--sides", nargs="+", choices=ours, default=ours, help="of ours")
     flags.add_argument("--alone", nargs=4, metavar=("SIDE", "SIZE", "WHOLE", "PADDED"))
     arguments = flags.parse_args()
     if arguments.alone:
         name, size, whole, padded = arguments.alone
         alone(name, size, bool(int(whole)), int(padded))
         return
-    quick, rounds = arguments.quick, arguments.rounds
-    small = "quick" if quick else "12M"
+    quick, rounds, sides = arguments.quick, arguments.rounds, (*arguments.sides, "diffusers")
+    small, xl = ("quick", "quick") if quick else ("12M", "XL/2")
     runs: dict[str, Callable[[], Any]] = {
-        "time-12M": lambda: times(small, True, rounds),
-        "time-padded": lambda: times(small, True, rounds, padded=120),
-        "time-XL": lambda: times("quick" if quick else "XL/2", False, rounds),
+        "time-12M": lambda: times(sides, small, True, rounds),
+        "time-padded": lambda: times(sides, small, True, rounds, padded=120),
+        "time-XL": lambda: times(("ours", "diffusers"), xl, False, rounds),
         "busy": lambda: busy(small, 3 if quick else 30),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

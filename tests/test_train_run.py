@@ -15,7 +15,14 @@ from typer.testing import CliRunner
 from pictures import small_encoders_folder
 from pixsigma import PixArtSigmaPipeline
 from pixsigma.cli import app
-from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
+from pixsigma.errors import (
+    InputError,
+    MismatchError,
+    MissingWeightsError,
+    NotFiniteError,
+    OutputError,
+)
+from pixsigma.training import curves
 from pixsigma.training.chain import is_chain, read_chain
 from pixsigma.training.checkpoint import checkpoints, latest_checkpoint
 from pixsigma.training.optim import Came, optimizers, rate_at
@@ -164,6 +171,33 @@ def test_a_broken_weight_never_reaches_a_checkpoint(recipe: Path, tmp_path: Path
     with pytest.raises(NotFiniteError, match="weight is not a finite number"):
         trainer.save()
     assert not checkpoints(tmp_path)
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more can be written after the first checkpoint, the curves neither."""
+    run, full = train(read_recipe(recipe), tmp_path / "run"), []
+    save, draw = torch.save, curves.atomic_write
+
+    def save_if_room(state: Any, path: Path) -> None:
+        save(state, path)
+        if full:
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    def write_if_room(path: Path) -> Any:
+        if full:
+            raise OutputError("cannot write the curves")
+        return draw(path)
+
+    monkeypatch.setattr(torch, "save", save_if_room)
+    monkeypatch.setattr(curves, "atomic_write", write_if_room)
+    next(run), next(run), next(run)
+    full.append(True)
+    with pytest.raises(OutputError, match=r"00000008\.pt could not be written"):
+        list(run)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000004.pt"]
+    assert torch.load(latest_checkpoint(tmp_path / "run"), weights_only=True)["step"] == 4
 
 
 @pytest.mark.parametrize(

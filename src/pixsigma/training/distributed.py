@@ -54,7 +54,7 @@ def start(run: RunSection, out: Path) -> Accelerator:
     if run.shard and accelerator.num_processes == 1:
         raise InputError(
             "run.shard parts the weights among several processes, there is one: begin with "
-            "accelerate launch --num_processes 2 -m pixsigma train …, or leave it out"
+            "torchrun --nproc_per_node 2 -m pixsigma train …, or leave it out"
         )
     if accelerator.num_processes > 1:
         atexit.unregister(end)

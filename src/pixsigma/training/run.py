@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, LCM, get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
-from pixsigma.errors import InputError
+from pixsigma.errors import InputError, OutputError
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.training.curves import draw_curves
 from pixsigma.training.recipe import Recipe
@@ -73,12 +74,13 @@ def logged(trainer: Trainer, out: Path, stop: Callable[[], bool]) -> Iterator[Pr
                 track(trainer, rows[-1])
                 write_metrics(log, rows)
             yield progress
-    except GeneratorExit:
-        trainer.save()
+    except BaseException as error:
+        if isinstance(error, GeneratorExit):
+            trainer.save()
+        with suppress(OutputError):  # on a full disk the first thing that failed is told
+            draw_curves(rows if main else [], out / CURVES)
         raise
-    finally:
-        if main:
-            draw_curves(rows, out / CURVES)
+    draw_curves(rows if main else [], out / CURVES)
 
 
 def track(trainer: Trainer, row: dict[str, Any]) -> None:
