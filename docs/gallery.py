@@ -158,7 +158,7 @@ def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
             f'pixsigma generate "{BEACH}" --image beach.png --extend left=48,right=48',
             [("the input", beach)]
             + [(f"seed {s}", asked(BEACH, s, image=as_data(beach), extend=sides)) for s in (1, 2)],
-            "`mini` puts things in the middle, so it may draw a second one beside the first.",
+            "On such grounds the new canvas is mostly more of the same.",
         ),
     ]
 
@@ -233,8 +233,8 @@ def language_rows() -> list[Row]:
         return prompt, asked(prompt, seed, prompt_syntax="weighted")
 
     halves = [
-        {"prompt": "an orange", "box": (0.0, 0.0, 0.5, 1.0)},
-        {"prompt": "a green frog", "box": (0.5, 0.0, 1.0, 1.0)},
+        {"prompt": "an orange on a white background", "box": (0.0, 0.0, 0.5, 1.0)},
+        {"prompt": "a green frog on a white background", "box": (0.5, 0.0, 1.0, 1.0)},
     ]
     ground = "a white background"
     rocket = asked("a rocket, flat", 2, num_inference_steps=20)
@@ -267,7 +267,8 @@ def language_rows() -> list[Row]:
                 )
                 for s in (1, 2, 3)
             ],
-            "`mini` was shown one thing a picture: regions place two, and sometimes melt them.",
+            "`mini` was shown one thing a picture, and melts the two; a model that knows several "
+            "would place them.",
         ),
         Row(
             "styles",
