@@ -33,6 +33,7 @@ from pixsigma.quantize import check_mode, quantized
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
+from pixsigma.weights.quantized import CPU_MODES
 
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
@@ -106,7 +107,7 @@ class PixArtSigmaPipeline:
             text_and_vae=text_and_vae,
             file_variant=variant,
             use_safetensors=use_safetensors,
-            int8=quantize == "int8",
+            int8=quantize if quantize in CPU_MODES else None,
             stream_text=stream_text,
             prompt_cache=prompt_cache,
         )
