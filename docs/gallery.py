@@ -196,7 +196,7 @@ def steering_rows() -> list[Row]:
         "4.5": {},
         "9": {"guidance_scale": 9.0},
         "9, rescale 0.7": {"guidance_scale": 9.0, "guidance": {"rescale": 0.7}},
-        "9, apg": {"guidance_scale": 9.0, "guidance": {"apg": True}},
+        "9, apg, norm 2": {"guidance_scale": 9.0, "guidance": {"apg": True, "apg_norm": 2.0}},
         "interval .2 to .8": {"guidance": {"start": 0.2, "stop": 0.8}},
         "linear 1 to 8": {
             "guidance_scale": 1.0,
@@ -274,15 +274,15 @@ def language_rows() -> list[Row]:
             "styles",
             "Styles and negative prompts",
             "Named templates; yours go into a TOML file.",
-            'pixsigma generate "a lighthouse" --style ink',
-            [("none", asked("a lighthouse", 1))]
-            + [(s, asked("a lighthouse", 1, style=s)) for s in ("ink", "clay", "pixel")]
+            'pixsigma generate "a house" --style ink',
+            [("none", asked("a house", 1))]
+            + [(s, asked("a house", 1, style=s)) for s in ("ink", "clay", "pixel")]
             + [
                 (
                     "style of one's own: 3D",
-                    asked("a lighthouse", 1, style={"prompt": "{prompt}, 3D"}),
+                    asked("a house", 1, style={"prompt": "{prompt}, 3D"}),
                 ),
-                ("not: blue", asked("a lighthouse", 1, negative_prompt="blue")),
+                ("not: blue", asked("a house", 1, negative_prompt="blue")),
             ],
             '`mini` knows two styles, "3D" and "flat", and next to nothing of ink or clay: it '
             "shows what the words do, not the styles.",
