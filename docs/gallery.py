@@ -252,7 +252,8 @@ def language_rows() -> list[Row]:
                 told("a fish AND a banana"),
                 told("an apple AND:-1 red"),
             ],
-            "Things that are drawn at once melt: `mini` was shown one a picture.",
+            "Things that are drawn at once melt, as `mini` was shown one a picture, and a negative "
+            "weight does little here.",
         ),
         Row(
             "regions",
