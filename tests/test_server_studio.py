@@ -231,7 +231,7 @@ def test_settings_come_back_as_they_were(studio: Studio) -> None:
     assert back["seed"] == 8 and back["count"] == 1
     same = {"prompt", "negative", "style", "width", "height", "steps", "guidance", "sampler"}
     assert all(back[name] == (WISH | changes)[name] for name in same | {"fit", "strength"})
-    (light,) = studio.service.store.latest(ANN, 1, light=True)
+    (light,) = studio.service.store.latest(ANN, 1)
     assert "image" not in light.request and light.request["strength"] == 0.6
     fields, before = studio.fields(back), studio.fields(WISH | changes)
     assert fields["image"] == before["image"] and fields["mask"] == before["mask"]

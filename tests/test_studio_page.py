@@ -7,6 +7,7 @@ content security policy.
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ import pytest
 from PIL import Image
 from tests.serving import listening
 
+from pixsigma.editing.opening import open_mask, open_picture
+from pixsigma.server.studio import words
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'pixsigma[serve]'")
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -110,12 +115,23 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
     return [{"state": state, **json.loads(request)} for state, request in rows]
 
 
+def until(folder: Path, num: int) -> list[dict[str, Any]]:
+    """All jobs, once there are `num` and the last is over."""
+    for _ in range(1000):
+        found = jobs(folder)
+        if len(found) >= num and found[-1]["state"] not in ("queued", "running"):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{num} jobs were to be over: {[job['state'] for job in jobs(folder)]}")
+
+
 def unfold(page: Any, name: str) -> None:
-    page.get_by_role("button", name=name).first.click()
+    page.get_by_role("button", name=name, exact=True).first.click()
 
 
 def fill(page: Any, id: str, value: object) -> None:
-    page.locator(f"#{id} input[type=number], #{id} textarea").first.fill(str(value))
+    given = ", ".join(f"#{id} {kind}" for kind in ("input[type=number]", "textarea", "[type=text]"))
+    page.locator(given).first.fill(str(value))
     page.keyboard.press("Tab")
 
 
@@ -156,9 +172,9 @@ def test_pictures_lead_to_pictures(page: Any, folder: Path) -> None:
     for button, begun in (("again", False), ("vary", True)):
         before = len(jobs(folder))
         page.locator(f"button.{button}").first.click()
-        page.locator("#stop:not([disabled])").wait_for()
+        found = until(folder, before + 1)
+        page.locator(f"button.{button}").first.wait_for()
         drawn(page)
-        found = jobs(folder)
         assert len(found) == before + 1 and found[-1]["state"] == "done"
         assert found[-1]["prompt"] == "a red apple" and bool(found[-1]["image"]) is begun
         assert found[-1]["seed"] != found[-2]["seed"]
@@ -179,12 +195,9 @@ def test_what_is_painted_is_drawn_anew(page: Any, folder: Path) -> None:
     before = len(jobs(folder))
     page.locator("#prompt textarea").fill("a tree")
     page.locator("#draw").click()
-    page.locator("#stop:not([disabled])").wait_for()
-    drawn(page)
-    (job,) = jobs(folder)[before:]
+    (job,) = until(folder, before + 1)[before:]
+    assert job["state"] == "done"
     assert (job["width"], job["height"], job["strength"]) == (128, 128, 0.6)
-    from pixsigma.editing.opening import open_mask, open_picture
-
     mask = open_mask(job["mask"])
     assert open_picture(job["image"]).size == mask.size == (128, 128)
     white = sum(1 for value in mask.get_flattened_data() if value == 255)
@@ -201,7 +214,20 @@ def test_an_uploaded_picture_sets_the_shape(page: Any, tmp_path: Path, folder: P
     assert job["image"] and job["mask"] is None and job["width"] > job["height"]
 
 
-def test_stop_really_stops(page: Any, folder: Path) -> None:
+def test_heavy_drawings_ask_first(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(page)
+    before = len(jobs(folder))
+    monkeypatch.setattr(words, "HEAVY_SECONDS", 0)
+    page.locator("#draw").click()
+    page.locator("#status .heavy", has_text="This is heavy").wait_for()
+    assert len(jobs(folder)) == before
+    page.locator("#sure").click()
+    assert until(folder, before + 1)[-1]["state"] == "done"
+    page.locator("#sure").wait_for(state="hidden")
+
+
+def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "HEAVY_SECONDS", 10**6)
     unfold(page, "Settings")
     fill(page, "steps", 100)
     fill(page, "count", 8)
@@ -304,19 +330,25 @@ def test_a_key_opens_the_page(browser: Any, tmp_path: Path) -> None:
         base.close()
 
 
+def brightness(page: Any) -> int:
+    """Of the writing, red, green and blue together."""
+    colour = page.evaluate("getComputedStyle(document.querySelector('#top h1')).color")
+    return sum(map(int, colour.strip("rgba()").split(",")[:3]))
+
+
 @pytest.mark.parametrize("width", [360, 768])
 def test_small_screens_hold_it(browser: Any, address: str, width: int) -> None:
     visit = Visit(browser, address, viewport={"width": width, "height": 740}, color_scheme="dark")
     page = visit.open()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#draw").bounding_box()["y"] < 400  # without scrolling
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert sum(map(int, ground.strip("rgba()").split(",")[:3])) < 150, ground
+    assert brightness(page) > 500
     page.locator("#shade").click()
     page.wait_for_function("!document.body.classList.contains('dark')")
     page.reload()
     page.locator("#prompt textarea").wait_for()
     page.wait_for_function("!document.body.classList.contains('dark')")
+    assert brightness(page) < 300
     visit.close()
 
 

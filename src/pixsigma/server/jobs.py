@@ -279,19 +279,14 @@ class JobStore:
             ).fetchone()
             return int(num)
 
-    def latest(
-        self, client: str, num: int, states: Sequence[State] = ("done",), *, light: bool = False
-    ) -> list[Job]:
-        """The last `num` jobs of a client in these states, newest first.
-
-        With `light`, requests come without the pictures that were sent with them.
-        """
+    def latest(self, client: str, num: int, states: Sequence[State] = ("done",)) -> list[Job]:
+        """The last `num` jobs of a client, newest first, without the pictures it sent."""
         marks = ", ".join("?" for _ in states)
         with self._reading():
             return self._select(
                 f"client = ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
                 *(client, *states, num),
-                fields=_LIGHT if light else _FIELDS,
+                fields=_LIGHT,
             )
 
     def unfinished(self) -> list[Job]:

@@ -90,7 +90,7 @@ class Estimator:
         """True seconds to presumed ones, of the latest drawings of this model and client."""
         found = [
             (job.seconds, work)
-            for job in self.store.latest(client, 3 * LOOKED_AT, light=True)
+            for job in self.store.latest(client, 3 * LOOKED_AT)
             if job.model == model and job.seconds and (work := work_of(job.request))
         ]
         ratios = [

@@ -40,7 +40,7 @@ class History:
     def latest(self, num: int = SHOWN) -> Shown:
         """The pictures of the last `num` jobs, newest first."""
         pictures, marks = [], []
-        for job in self.studio.service.store.latest(self.who, num, light=True):
+        for job in self.studio.service.store.latest(self.who, num):
             for index, (path, _) in enumerate(self.studio.pictures(job)):
                 pictures.append((path, str(job.request.get("prompt", ""))[:80]))
                 marks.append((job.id, index))

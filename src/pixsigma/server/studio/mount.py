@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pixsigma.errors import MissingExtraError
 from pixsigma.server.keys import Keys
@@ -25,22 +23,6 @@ from pixsigma.server.studio.page import make_page
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 
-POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self' data: blob:",
-        "worker-src 'self' blob:",
-        "frame-ancestors 'none'",
-        "form-action 'self'",
-        "base-uri 'self'",
-    )
-)
-"""What the browser lets the page load and call: this server, and nothing else."""
-
 _HERE = Path(__file__).parent
 
 
@@ -55,7 +37,7 @@ def mount(app: FastAPI, service: Service, keys: Keys | None) -> FastAPI:
     def known(name: str, key: str) -> bool:
         return keys is not None and keys.owner(key.strip()) == name.strip()
 
-    app = gr.mount_gradio_app(
+    return gr.mount_gradio_app(
         app,
         make_page(service, locked=keys is not None),
         path="/",
@@ -72,25 +54,3 @@ def mount(app: FastAPI, service: Service, keys: Keys | None) -> FastAPI:
         css_paths=_HERE / "studio.css",
         head=f"<script>{(_HERE / 'studio.js').read_text('utf-8')}</script>",
     )
-    app.add_middleware(Confined)
-    return app
-
-
-class Confined:
-    """Sends the browser what its pages may load."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add the headers to every answer."""
-
-        async def confined(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", POLICY)
-                headers.setdefault("Referrer-Policy", "same-origin")
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-            await send(message)
-
-        await self.app(scope, receive, confined if scope["type"] == "http" else send)

@@ -19,12 +19,14 @@
       if (button && !button.disabled && button.offsetParent !== null) return button.click();
     }
   };
-  document.addEventListener("keydown", (event) => {
+  const keys = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
+      event.stopPropagation(); // the prompt would draw for the same key
       press("grid", "draw");
     } else if (event.key === "Escape") {
       press("grid_stop", "stop");
     }
-  });
+  };
+  document.addEventListener("keydown", keys, true);
 })();
