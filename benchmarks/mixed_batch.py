@@ -31,8 +31,9 @@ MINI = Path(pixsigma.__file__).parent / "mini"
 TOGETHER, ALONE = "draw_many", "one by one"
 BY_HAND, THEIRS_ALONE = "diffusers, sorted by hand", "diffusers, one by one"
 
+# diffusers makes prompts lower case, ours takes them as they are: so no capitals here
 THINGS = (
-    "a red apple", "a lion, 3D", "a house on a yellow background", "a cactus in the desert",
+    "a red apple", "a lion, flat", "a house on a yellow background", "a cactus in the desert",
     "a blue car, flat", "a fish in the sea, drawn with a few soft colours", "a tree in a meadow",
     "a smiling face", "a rocket", "a small boat on the beach at the end of a long day",
     "a whale on a light blue background", "a guitar, flat",

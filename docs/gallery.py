@@ -158,7 +158,7 @@ def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
             f'pixsigma generate "{BEACH}" --image beach.png --extend left=48,right=48',
             [("the input", beach)]
             + [(f"seed {s}", asked(BEACH, s, image=as_data(beach), extend=sides)) for s in (1, 2)],
-            "`mini` puts things in the middle, so it may draw a second one beside the first.",
+            "On such grounds the new canvas is mostly more of the same.",
         ),
     ]
 
@@ -196,7 +196,7 @@ def steering_rows() -> list[Row]:
         "4.5": {},
         "9": {"guidance_scale": 9.0},
         "9, rescale 0.7": {"guidance_scale": 9.0, "guidance": {"rescale": 0.7}},
-        "9, apg": {"guidance_scale": 9.0, "guidance": {"apg": True}},
+        "9, apg, norm 2": {"guidance_scale": 9.0, "guidance": {"apg": True, "apg_norm": 2.0}},
         "interval .2 to .8": {"guidance": {"start": 0.2, "stop": 0.8}},
         "linear 1 to 8": {
             "guidance_scale": 1.0,
@@ -233,8 +233,8 @@ def language_rows() -> list[Row]:
         return prompt, asked(prompt, seed, prompt_syntax="weighted")
 
     halves = [
-        {"prompt": "an orange", "box": (0.0, 0.0, 0.5, 1.0)},
-        {"prompt": "a green frog", "box": (0.5, 0.0, 1.0, 1.0)},
+        {"prompt": "an orange on a white background", "box": (0.0, 0.0, 0.5, 1.0)},
+        {"prompt": "a green frog on a white background", "box": (0.5, 0.0, 1.0, 1.0)},
     ]
     ground = "a white background"
     rocket = asked("a rocket, flat", 2, num_inference_steps=20)
@@ -252,7 +252,8 @@ def language_rows() -> list[Row]:
                 told("a fish AND a banana"),
                 told("an apple AND:-1 red"),
             ],
-            "Things that are drawn at once melt: `mini` was shown one a picture.",
+            "Things that are drawn at once melt, as `mini` was shown one a picture, and a negative "
+            "weight does little here.",
         ),
         Row(
             "regions",
@@ -267,21 +268,22 @@ def language_rows() -> list[Row]:
                 )
                 for s in (1, 2, 3)
             ],
-            "`mini` was shown one thing a picture: regions place two, and sometimes melt them.",
+            "`mini` was shown one thing a picture, and melts the two; a model that knows several "
+            "would place them.",
         ),
         Row(
             "styles",
             "Styles and negative prompts",
             "Named templates; yours go into a TOML file.",
-            'pixsigma generate "a lighthouse" --style ink',
-            [("none", asked("a lighthouse", 1))]
-            + [(s, asked("a lighthouse", 1, style=s)) for s in ("ink", "clay", "pixel")]
+            'pixsigma generate "a house" --style ink',
+            [("none", asked("a house", 1))]
+            + [(s, asked("a house", 1, style=s)) for s in ("ink", "clay", "pixel")]
             + [
                 (
                     "style of one's own: 3D",
-                    asked("a lighthouse", 1, style={"prompt": "{prompt}, 3D"}),
+                    asked("a house", 1, style={"prompt": "{prompt}, 3D"}),
                 ),
-                ("not: blue", asked("a lighthouse", 1, negative_prompt="blue")),
+                ("not: blue", asked("a house", 1, negative_prompt="blue")),
             ],
             '`mini` knows two styles, "3D" and "flat", and next to nothing of ink or clay: it '
             "shows what the words do, not the styles.",
