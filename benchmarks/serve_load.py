@@ -42,6 +42,16 @@ class Row:
         return self.ended - self.began
 
 
+def drawn(server: Server, number: int) -> tuple[str, bytes]:
+    """How a job ended, and its picture."""
+    try:
+        told = server.follow(server.submit(wish(number)))
+        done = told["state"] == "done"
+        return str(told["state"]), server.ask("GET", told["results"][0])[1] if done else b""
+    except (OSError, ValueError, KeyError) as error:
+        return f"no answer: {error}", b""
+
+
 def load(server: Server, clients: int, seconds: float) -> tuple[list[Row], list[Any]]:
     """Rows of all jobs, those that ended late too, and (seconds, MB) of the server's memory."""
     rows: list[Row] = []
@@ -52,12 +62,8 @@ def load(server: Server, clients: int, seconds: float) -> tuple[list[Row], list[
         while (began := time.monotonic() - start) < seconds:
             number = (k * 7 + turn * 13) % DISTINCT
             turn += 1
-            told = server.follow(server.submit(wish(number)))
-            done = told["state"] == "done"
-            picture = server.ask("GET", told["results"][0])[1] if done else b""
-            rows.append(
-                Row(k, number, began, time.monotonic() - start, str(told["state"]), picture)
-            )
+            state, picture = drawn(server, number)
+            rows.append(Row(k, number, began, time.monotonic() - start, state, picture))
 
     threads = [threading.Thread(target=client, args=(k,)) for k in range(clients)]
     for thread in threads:
@@ -80,7 +86,7 @@ def told(rows: list[Row], memory: list[Any], seconds: float) -> dict[str, Any]:
     differing = list(differences((row.number, row.picture) for row in rows if row.picture))
     return {
         "jobs": len(rows),
-        "not_done": sum(row.state != "done" for row in rows),
+        "not_done": sorted({row.state for row in rows if row.state != "done"}),
         "jobs_a_second": round(len(counted) / seconds, 3),
         **{f"p{q}_seconds": round(float(np.percentile(waits, q)), 2) for q in (50, 95, 99)},
         "median_seconds_by_steps": {n: round(float(np.median(each)), 2) for n, each in of.items()},

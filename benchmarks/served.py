@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@cache
+def pipeline() -> PixArtSigmaPipeline:
+    """The model that is served."""
+    return PixArtSigmaPipeline.from_pretrained("mini")
+
+
+@cache
+def alone(number: int) -> np.ndarray:
+    """`wish(number)` drawn alone, in levels of 255."""
+    *_, last = pipeline().stream(request_from(**wish(number)))
+    return np.asarray(last.images[0], dtype=int)
+
+
 def differences(pictures: Iterable[tuple[int, bytes]]) -> Iterator[int]:
     """The largest difference of each picture, in levels of 255, to `wish(number)` drawn alone."""
-    pipe = PixArtSigmaPipeline.from_pretrained("mini")
-    known: dict[int, np.ndarray] = {}
     for number, data in pictures:
-        if number not in known:
-            *_, last = pipe.stream(request_from(**wish(number)))
-            known[number] = np.asarray(last.images[0], dtype=int)
         served = np.asarray(Image.open(io.BytesIO(data)), dtype=int)
-        yield int(np.abs(served - known[number]).max())
+        yield int(np.abs(served - alone(number)).max())

@@ -28,7 +28,8 @@ from pixsigma.measuring import (
 from pixsigma.quantize import quantized
 
 BASE = "diffusers eager"
-VARIANTS = (BASE, "diffusers compiled", "ours", "ours compiled", "ours int8")
+INT8 = {"ours int8": "int8", "ours int8-fast": "int8-fast"}
+VARIANTS = (BASE, "diffusers compiled", "ours", "ours compiled", *INT8)
 
 
 def flags() -> Namespace:
@@ -36,7 +37,9 @@ def flags() -> Namespace:
     found.add_argument("--sizes", default="256,512,1024", help="sides in pixels, with commas")
     found.add_argument("--tokens", type=int, default=20, help="of the prompt")
     found.add_argument("--layers", type=int, default=28, help="fewer for a short run")
-    found.add_argument("--variants", default=f"{BASE},ours,ours int8", help=", ".join(VARIANTS))
+    found.add_argument(
+        "--variants", default=f"{BASE},ours,{','.join(INT8)}", help=", ".join(VARIANTS)
+    )
     args = found.parse_args()
     args.sizes = [int(side) for side in args.sizes.split(",")]
     args.variants = [name.strip() for name in args.variants.split(",")]
@@ -61,8 +64,7 @@ def networks(args: Namespace) -> dict[str, torch.nn.Module]:
         found["diffusers compiled"] = torch.compile(found[BASE])
     if "ours compiled" in args.variants:
         found["ours compiled"] = torch.compile(ours)
-    if "ours int8" in args.variants:
-        found["ours int8"] = quantized(ours, "int8")
+    found |= {name: quantized(ours, mode) for name, mode in INT8.items() if name in args.variants}
     return {name: found[name] for name in args.variants}
 
 

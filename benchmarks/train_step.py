@@ -13,8 +13,9 @@ and with blocks compiled. Parts, each of some minutes:
     time-XL       forward and backward with checkpointing at XL/2, 256 px
     busy          the share of a run's time in which the step waits for no data
 
-Times are medians, with the quartiles. The GEMM peak is the best product of three sizes in the same
-run. Results are gathered in FOLDER/train_step.json; FOLDER/train_step.png is drawn from them.
+Times are medians, with the quartiles; "of CPU" is the ratio of the processor's seconds, which other
+work on the machine moves less, most of all with OMP_NUM_THREADS=1. The GEMM peak is the best of
+products of three sizes in the same run. Results are gathered in FOLDER/train_step.json, and drawn.
 """
 
 import gc
@@ -63,7 +64,8 @@ def alone(name: str, size: str, whole: bool, padded: int) -> None:
     """One side in this process: tells what it is, then takes a step for every line it is given."""
     if name != "diffusers":
         keep_pages()  # as the trainer does
-    side_of(name, "quick", whole).step(batch_of("quick"))  # libraries are loaded
+    loaded = "diffusers" if name == "diffusers" else "ours"
+    side_of(loaded, "quick", whole).step(batch_of("quick"))  # libraries
     gc.collect()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**30
     side, batch = side_of(name, size, whole), batch_of(size, padded or None)
@@ -77,9 +79,9 @@ def alone(name: str, size: str, whole: bool, padded: int) -> None:
     told = {"peak_gib": peak, "gflop": gflop, "answer": answer.flatten()[:4096].tolist()}
     print(json.dumps(told), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         side.step(batch)
-        print(time.perf_counter() - start, flush=True)
+        print(time.perf_counter() - start, time.process_time() - cpu, flush=True)
 
 
 class Process:
@@ -97,12 +99,13 @@ class Process:
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
-    def step(self) -> float:
-        """Seconds of one step."""
+    def step(self) -> tuple[float, float]:
+        """Seconds of one step, and those of the processor in it."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self.line())
+        wall, cpu = map(float, self.line().split())
+        return wall, cpu
 
     def end(self) -> None:
         """No more steps."""
@@ -112,7 +115,7 @@ class Process:
 def times(size: str, whole: bool, rounds: int, padded: int = 0) -> dict[str, Any]:
     """All sides by turns; of XL/2 one after the other is in memory."""
     names = SIDES if whole else ("ours", "diffusers")
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     told: dict[str, dict[str, Any]] = {}
     if size == "XL/2":
         for name in names * 2:
@@ -135,8 +138,10 @@ def times(size: str, whole: bool, rounds: int, padded: int = 0) -> dict[str, Any
         raise SystemExit(f"the sides are not the same network: relative error {error:.1e}")
     peak = gemm_peak((256,) if size == "quick" else (512, 1024, 2048))
     found: dict[str, Any] = {"gemm_gflops": peak, "relative_error": error, "rounds": rounds}
-    plain = statistics.median(taken["diffusers"])
-    for name, seconds in taken.items():
+    found["threads"] = torch.get_num_threads()
+    plain, plain_cpu = map(statistics.median, zip(*taken["diffusers"], strict=True))
+    for name, pairs in taken.items():
+        seconds, cpu = zip(*pairs, strict=True)
         low, middle, high = statistics.quantiles(seconds, n=4)
         work = told["ours" if name == "compiled" else name]["gflop"]
         found[name] = {
@@ -146,6 +151,8 @@ def times(size: str, whole: bool, rounds: int, padded: int = 0) -> dict[str, Any
             "gflop": work,
             "of_gemm_peak": work / middle / peak,
             "ratio": plain / middle,
+            "cpu_seconds": statistics.median(cpu),
+            "cpu_ratio": plain_cpu / statistics.median(cpu),
             "peak_gib": told[name]["peak_gib"],
         }
     return found
@@ -209,15 +216,16 @@ def write_shards(folder: Path, size: str, num: int) -> Path:
 
 def table(results: dict[str, Any]) -> str:
     """What there is so far, in Markdown."""
-    head = "| part | side | pictures/s (quartiles) | ratio | of GEMM peak | peak GiB |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    head = "| part | side | pictures/s (quartiles) | ratio | of CPU | of GEMM peak | peak GiB |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for part, found in results.items():
         for name in SIDES:
             if name in found:
                 told = found[name]
                 low, high = (at_rate(told, q) for q in reversed(told["quartiles"]))
                 cells = [part, name, f"{told['pictures_per_second']:.2f} ({low:.2f} to {high:.2f})"]
-                cells += [f"{told['ratio']:.2f}", f"{told['of_gemm_peak']:.0%}"]
+                cells += [f"{told['ratio']:.2f}", f"{told['cpu_ratio']:.2f}"]
+                cells += [f"{told['of_gemm_peak']:.0%}"]
                 lines.append(f"| {' | '.join([*cells, format(told['peak_gib'], '.2f')])} |")
     if "busy" in results:
         lines.append(f"\nbusy: {results['busy']['busy']:.1%}")

@@ -95,9 +95,9 @@ def test_shortcuts_are_the_same_beside_other_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not supported(), reason="this torch has no 8-bit products")
 def test_fewer_bits_are_near_and_remembered(plain: NDArray[np.float64], tmp_path: Path) -> None:
-    (told,) = made(tmp_path, "--quantize", "int8")
+    (told,) = made(tmp_path, "--quantize", "int8-fast")
     assert 15 < psnr(pixels(told), plain) < 90, "near, yet not the same"
-    assert read_settings(Path(told["path"]))["quantize"] == "int8"
+    assert read_settings(Path(told["path"]))["quantize"] == "int8-fast"
 
 
 def test_modes_that_there_are_not_are_refused(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def pipe() -> PixArtSigmaPipeline:
     return small_pipeline(transformer=small_transformer(LAYERS))
 
 
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.copy()
+
+
 def control(folder: Path, **changes: Any) -> dict[str, Any]:
     plain = {"kind": "edges", "hint": str(folder / "photo.png"), "network": str(folder / "edges")}
     return {**plain, **changes}
@@ -80,6 +85,11 @@ def latents(pipe: PixArtSigmaPipeline, *controls: dict[str, Any], **settings: An
     *_, done = pipe.stream("a cat", control=list(controls), **plain | settings)
     assert done.latents is not None
     return done.latents
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Up to rounding: a mapped file is added up in another order."""
+    return bool((one - other).norm() <= CLOSE * other.norm())
 
 
 # Files
@@ -197,7 +207,7 @@ def test_a_file_without_a_trace_of_its_base_is_read(tmp_path: Path) -> None:
 
 
 def test_edges_are_the_outline_of_a_disc(folder: Path) -> None:
-    lines = np.asarray(edges(Image.open(folder / "photo.png")))[..., 0]
+    lines = np.asarray(edges(opened(folder / "photo.png")))[..., 0]
     assert set(np.unique(lines)) == {0, 255}
     far = np.hypot(*(np.indices(lines.shape) - 16)) - 10
     assert np.abs(far[lines > 0]).max() < 2 and lines[16, 16] == 0
@@ -207,7 +217,7 @@ def test_edges_are_the_outline_of_a_disc(folder: Path) -> None:
 def test_edges_need_opencv_and_say_so(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(MissingExtraError, match="ready map"):
-        edges(Image.open(folder / "photo.png"))
+        edges(opened(folder / "photo.png"))
 
 
 def test_a_hint_is_made_or_taken_as_it_is(folder: Path) -> None:
@@ -240,7 +250,8 @@ def test_a_hint_shows_what_the_canvas_shows(folder: Path) -> None:
             "control": [{"kind": "depth", "hint": str(folder / "depth.png")}],
         }
     )
-    plan = planned(request, (32, 32), 16)
+    with pytest.warns(UserWarning, match="40x56 is no multiple"):
+        plan = planned(request, (32, 32), 16)
     assert plan.whole == (56, 40)
     with pytest.raises(SizeError, match="40x56"):
         hint_of(request.control[0], plan.rounds[0].size, plan.whole, plan.canvas)
@@ -280,7 +291,7 @@ def test_a_hint_changes_the_picture_and_weight_0_does_not(
     other = control(folder, hint=str(folder / "depth.png"), ready=True)
     assert not torch.allclose(latents(pipe, other), followed)
     halves = control(folder, weight=0.5), control(folder, weight=0.5)
-    torch.testing.assert_close(latents(pipe, *halves), followed, rtol=1e-4, atol=1e-4)
+    assert same(latents(pipe, *halves), followed)
     late = latents(pipe, control(folder, start=0.5))
     assert not torch.allclose(late, plain) and not torch.allclose(late, followed)
     assert torch.equal(latents(pipe), plain)
@@ -299,7 +310,7 @@ def test_loaded_by_kind_is_as_named_by_file(pipe: PixArtSigmaPipeline, folder: P
     with pytest.raises(UnknownNameError, match="loaded: none"):
         latents(pipe, control(folder, network=None))
     assert pipe.load_control(folder / "edges").num_copied == 2
-    assert torch.equal(latents(pipe, control(folder, network=None)), expected)
+    assert same(latents(pipe, control(folder, network=None)), expected)
     with pytest.raises(InputError, match="unload_controls"):
         pipe.load_control(folder / "edges")
     pipe.load_control(folder / "depth")
@@ -316,7 +327,7 @@ def test_a_file_that_does_not_tell_needs_a_kind(
         pipe.load_control(tmp_path / "bare.safetensors")
     pipe.load_control(tmp_path / "bare.safetensors", kind="edges")
     named = latents(pipe, control(folder))
-    assert torch.equal(latents(pipe, control(folder, network=None)), named)
+    assert same(latents(pipe, control(folder, network=None)), named)
 
 
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -340,7 +351,7 @@ def test_it_goes_with_everything(pipe: PixArtSigmaPipeline, folder: Path, case: 
 
 
 def test_it_goes_with_pictures(pipe: PixArtSigmaPipeline, folder: Path) -> None:
-    sizes = {"width": None, "height": None, "image": str(folder / "photo.png")}
+    sizes = {"width": None, "height": None, "image": str(folder / "photo.png")}  # 32x32
     assert not torch.allclose(latents(pipe, **sizes), latents(pipe, control(folder), **sizes))
     mask = Image.new("L", (32, 32))
     mask.paste(255, (8, 8, 24, 24))
@@ -350,7 +361,7 @@ def test_it_goes_with_pictures(pipe: PixArtSigmaPipeline, folder: Path) -> None:
     )
     *_, done = pipe.stream(request)
     kept = np.asarray(mask) == 0
-    source = np.asarray(Image.open(folder / "photo.png"))
+    source = np.asarray(opened(folder / "photo.png"))
     assert np.array_equal(np.asarray(done.images[0])[kept], source[kept])
 
 
@@ -359,10 +370,10 @@ def test_every_placement_follows_alike(pipe: PixArtSigmaPipeline, folder: Path, 
     expected = latents(pipe, control(folder))
     pipe.load_control(folder / "edges")
     getattr(pipe, f"enable_{mode}_cpu_offload")("cpu")
-    torch.testing.assert_close(latents(pipe, control(folder)), expected)
-    torch.testing.assert_close(latents(pipe, control(folder, network=None)), expected)
+    assert same(latents(pipe, control(folder)), expected)
+    assert same(latents(pipe, control(folder, network=None)), expected)
     pipe.to("cpu")
-    torch.testing.assert_close(latents(pipe, control(folder, network=None)), expected)
+    assert same(latents(pipe, control(folder, network=None)), expected)
 
 
 def test_beside_others_each_is_as_if_it_were_alone(pipe: PixArtSigmaPipeline, folder: Path) -> None:
@@ -386,7 +397,7 @@ def test_beside_others_each_is_as_if_it_were_alone(pipe: PixArtSigmaPipeline, fo
     for found, request in zip(pipe.draw_many(requests), requests, strict=True):
         *_, alone = pipe.stream(request)
         assert found.latents is not None and alone.latents is not None
-        assert (found.latents - alone.latents).norm() <= CLOSE * alone.latents.norm()
+        assert same(found.latents, alone.latents)
     assert not any(pipe.controls.at_work.values())
 
 
@@ -398,9 +409,9 @@ def test_the_call_of_diffusers_takes_hints_too(pipe: PixArtSigmaPipeline, folder
         found = pipe("a cat", clean_caption=False, generator=seeded, **plain | settings)
         return found.images  # type: ignore[union-attr]
 
-    hint = Image.open(folder / "photo.png")
+    hint = opened(folder / "photo.png")
     followed = drawn(control=[control(folder, hint=hint)])
-    torch.testing.assert_close(followed, latents(pipe, control(folder)))
+    assert same(followed, latents(pipe, control(folder)))
     assert not torch.allclose(drawn(), followed)
 
 

@@ -59,6 +59,21 @@ def test_parts_take_turns_on_the_device(mode: str) -> None:
     check_same(pipe, requests()[:4], 8)
 
 
+def test_a_picture_does_not_depend_on_the_number_of_threads() -> None:
+    pipe, asked, before = pipeline(), requests()[:6], torch.get_num_threads()
+    found = []
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            found.append([last(pipe.stream(request)).latents for request in asked])
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert one is not None and other is not None
+            assert (other - one).norm() <= CLOSE * one.norm()
+
+
 def test_what_has_one_shape_is_asked_in_one_batch() -> None:
     pipe, rows = pipeline(), []
     pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

@@ -63,7 +63,11 @@ def test_attention_is_rehearsed_without_its_weights() -> None:
     q = torch.empty(1, 2, 1000, 8, device="meta")
     cost = rehearse(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
     assert cost.num_bytes == q.nbytes
-    assert cost.flops == 4 * 2 * 1000 * 1000 * 8
+    assert cost.flops == cost.attention == 4 * 2 * 1000 * 1000 * 8
+    twice = cost.times(2).beside(9)
+    assert (twice.flops, twice.attention) == (2 * cost.flops, 2 * cost.flops)
+    assert twice.num_bytes == q.nbytes + 9
+    assert cost.in_precision(torch.float16).num_bytes == q.nbytes // 2
 
 
 def test_parameters_are_the_published_numbers() -> None:
@@ -155,7 +159,9 @@ def test_sizes_of_memory() -> None:
             parse_memory(wrong)
     assert resident_memory() > 0 and available_memory() > 0
     machine = this_machine(torch.device("cpu"), torch.float32)
-    assert machine.flops and machine.bandwidth and machine.memory > machine.base
+    assert (
+        machine.flops and machine.attention and machine.bandwidth and machine.memory > machine.base
+    )
 
 
 def test_the_command_tells_a_plan_and_fails_where_nothing_fits() -> None:

@@ -79,7 +79,11 @@ def in_two(recipe: Path, plans: list[tuple[dict[str, Any], Path, bool, str]]) ->
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=400)[1].decode() for process in processes]
+    try:
+        said = [process.communicate(timeout=280)[1].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,22 @@ from pixsigma.config import TransformerConfig
 from pixsigma.errors import InputError, MismatchError, MissingExtraError, UnknownNameError
 from pixsigma.measuring import relative_error
 from pixsigma.models import quantized as engine
-from pixsigma.models.quantized import Int8Linear, has_int8, quantize_rows, with_int8
+from pixsigma.models.quantized import (
+    Int8Linear,
+    Int16Linear,
+    has_int8,
+    quantize_halves,
+    quantize_rows,
+    with_int8,
+)
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.quantize import check_mode, is_quantized, quantized
 from pixsigma.weights.convert import convert
 from pixsigma.weights.folder import open_transformer, save_folder, save_transformer
 from small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+
+MODES = ("int8", "int8-fast")
 
 pytestmark = pytest.mark.skipif(not engine.supported(), reason="this torch is without oneDNN")
 
@@ -31,6 +41,16 @@ def int8_linear(num_in: int = 64, num_out: int = 96) -> tuple[torch.nn.Linear, I
     return linear, layer
 
 
+def int16_linear(num_in: int = 64, num_out: int = 96) -> tuple[torch.nn.Linear, Int16Linear]:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(num_in, num_out).requires_grad_(False)
+    layer = Int16Linear(num_in, num_out)
+    high, low, scale = quantize_halves(linear.weight)
+    state = {"weight": high, "weight_low": low, "weight_scale": scale, "bias": linear.bias}
+    layer.load_state_dict(state)
+    return linear, layer
+
+
 def step(model: PixArtTransformer, rows: int = 1) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     text = torch.randn(1, 5, model.config.caption_channels, generator=g).expand(rows, -1, -1)
@@ -40,11 +60,11 @@ def step(model: PixArtTransformer, rows: int = 1) -> torch.Tensor:
 
 
 def check_same(found: PixArtTransformer, expected: PixArtTransformer) -> None:
-    """The same weights to the last bit; sums of float32 vary with where the weights lie."""
+    """The same weights to the last bit; sums vary with where they lie, and what is rounded."""
     ours, theirs = found.state_dict(), expected.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert relative_error(step(found), step(expected)) <= 1e-5
+    assert relative_error(step(found), step(expected)) <= 2e-4
 
 
 def test_rows_keep_half_a_step_of_their_own_scale() -> None:
@@ -53,6 +73,41 @@ def test_rows_keep_half_a_step_of_their_own_scale() -> None:
     assert numbers.dtype == torch.int8 and int(numbers.abs().amax()) == 127
     assert bool(((weight - numbers * scale[:, None]).abs() <= scale[:, None] * 0.5001).all())
     assert quantize_rows(torch.zeros(2, 4))[0].count_nonzero() == 0
+
+
+def test_two_halves_keep_16_bits_of_a_row() -> None:
+    weight = torch.randn(8, 32) * torch.logspace(-3, 3, 8)[:, None]
+    weight[0, :2] = torch.tensor([1.0, -1.0])  # the largest and the smallest number there are
+    high, low, scale = quantize_halves(weight)
+    found = scale[:, None] * (high + low / 256)
+    assert bool(((weight - found).abs() <= scale[:, None] / 256 * 0.51).all())
+    assert int(high.amax()) == 127
+    assert quantize_halves(torch.zeros(2, 4))[1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("shape", [(7, 64), (3, 5, 64), (2, 1, 64)])
+@pytest.mark.parametrize("post", ["none", "gelu"])
+def test_a_layer_of_16_bits_is_nearly_the_full_one(shape: tuple[int, ...], post: Any) -> None:
+    linear, layer = int16_linear()
+    x = torch.randn(shape)
+    expected = linear(x)
+    if post == "gelu":
+        expected = torch.nn.functional.gelu(expected, approximate="tanh")
+    assert layer(x, post).shape == expected.shape
+    assert relative_error(layer(x, post), expected) < 2e-4
+    assert relative_error(layer(x - 50), linear(x - 50)) < 2e-4
+    assert layer(torch.zeros(shape)).sub(linear.bias).abs().max() < 1e-6
+
+
+def test_16_bits_are_computed_in_float32_by_cpus_that_add_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linear, layer = int16_linear()
+    x = torch.rand(40, 64)
+    monkeypatch.setattr(engine, "saturates", lambda: True)
+    assert relative_error(layer(x), linear(x)) < 1e-4
+    expected = torch.nn.functional.gelu(linear(x), approximate="tanh")
+    assert relative_error(layer(x, "gelu"), expected) < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(7, 64), (3, 5, 64), (2, 1, 64)])
@@ -77,24 +132,34 @@ def test_cpus_that_add_in_16_bits_get_weights_of_7(monkeypatch: pytest.MonkeyPat
     assert relative_error(layer(x), linear(x)) < 0.02
 
 
-def test_what_is_not_finite_stays_so() -> None:
-    _, layer = int8_linear()
+@pytest.mark.parametrize("made", [int8_linear, int16_linear])
+def test_what_is_not_finite_stays_so(made: Any) -> None:
+    _, layer = made()
     x = torch.randn(3, 64)
     x[1, 2] = torch.inf
     assert layer(x).isnan().all()
 
 
-def test_one_step_is_within_the_bound_and_the_weights_are_smaller() -> None:
+@pytest.mark.parametrize(("mode", "bound"), [("int8", 5e-4), ("int8-fast", 0.04)])
+def test_one_step_is_within_the_bound_of_its_mode(mode: str, bound: float) -> None:
     model = small_transformer()
-    small = quantized(model)
-    assert 0 < relative_error(step(small), step(model)) < 0.04
+    small = quantized(model, mode)
+    assert 0 < relative_error(step(small), step(model)) < bound
     assert has_int8(small) and not has_int8(model)
     blocks = [name for name in small.state_dict() if name.endswith("weight_scale")]
     assert len(blocks) == 7 * SIGMA.num_layers
 
 
+@pytest.mark.parametrize("made", [int8_linear, int16_linear])
+def test_a_layer_answers_each_picture_alone(made: Any) -> None:
+    _, layer = made()
+    x = torch.randn(1, 9, 64)
+    beside = torch.cat([1000 * x, x, x - 300])
+    torch.testing.assert_close(layer(beside)[1:2], layer(x), rtol=0, atol=1e-6)
+
+
 def test_a_picture_does_not_depend_on_its_neighbours() -> None:
-    small = quantized(small_transformer())
+    small = quantized(small_transformer(), "int8-fast")
     together, alone = step(small, rows=3), step(small, rows=1)
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4)
 
@@ -110,11 +175,14 @@ def test_layers_that_match_are_left_alone_and_shared() -> None:
 def test_one_layer_of_a_pair_may_stay() -> None:
     model = small_transformer()
     for keep in (r".*fc1", r".*fc2"):
-        assert relative_error(step(quantized(model, keep=keep)), step(model)) < 0.04
+        assert relative_error(step(quantized(model, "int8-fast", keep=keep)), step(model)) < 0.04
 
 
-def test_quantised_weights_are_saved_and_read_back_to_the_last_bit(tmp_path: Path) -> None:
-    small = quantized(small_transformer())
+@pytest.mark.parametrize("mode", MODES)
+def test_quantised_weights_are_saved_and_read_back_to_the_last_bit(
+    mode: str, tmp_path: Path
+) -> None:
+    small = quantized(small_transformer(), mode)
     save_transformer(small, tmp_path / "transformer")
     opened = open_transformer(tmp_path)
     assert opened.tensors["blocks.0.attn.qkv.weight"].dtype == torch.int8
@@ -123,11 +191,12 @@ def test_quantised_weights_are_saved_and_read_back_to_the_last_bit(tmp_path: Pat
     assert config["quantization_config"]["quant_method"] == "pixsigma-int8"
 
 
-def test_reading_in_int8_is_quantising_what_was_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_reading_in_int8_is_quantising_what_was_read(mode: str, tmp_path: Path) -> None:
     model = small_transformer()
     save_transformer(model, tmp_path / "transformer")
-    read = open_transformer(tmp_path).load(int8=True)
-    check_same(read, quantized(model))
+    read = open_transformer(tmp_path).load(int8=mode)
+    check_same(read, quantized(model, mode))
 
 
 def test_a_pipeline_saves_and_loads_and_draws_the_same(tmp_path: Path) -> None:
@@ -156,7 +225,7 @@ def test_adapters_do_not_go_on_quantised_weights(tmp_path: Path) -> None:
 
 
 def test_modes_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnknownNameError, match="int8, int8-weights"):
+    with pytest.raises(UnknownNameError, match="int8, int8-fast, int8-weights"):
         check_mode("int3")
     with pytest.raises(InputError, match="--device cpu"):
         check_mode("int8", torch.device("cuda"))

@@ -69,7 +69,7 @@ def test_streamed_answers_are_those_of_the_whole(
         assert torch.equal(given.mask, expected.mask)
         error = given.embeddings - expected.embeddings
         assert error.norm() <= 1e-6 * expected.embeddings.norm()
-        monkeypatch.setattr(quantized_text, "BLOCK_BYTES", 500)  # several blocks a matrix
+        monkeypatch.setattr(quantized_text, "BLOCK_ROWS", 5)  # several blocks a matrix
 
 
 def test_half_precision_keeps_what_t5_needs_in_full(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_nan_stays_nan() -> None:
 def test_narrow_weights_are_multiplied_as_wide_ones(
     stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized_text, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(quantized_text, "BLOCK_ROWS", 17)
     torch.manual_seed(0)
     weight, x = torch.randn(50, 30).to(stored), torch.randn(2, 7, 30)
     expected = x @ weight.float().T

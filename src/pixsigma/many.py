@@ -191,6 +191,12 @@ class Company:
         """Whether no one waits for the network."""
         return not any(isinstance(m.waits, Question | Call) for m in self.members.values())
 
+    @property
+    def has_errand(self) -> bool:
+        """Whether the pool is at work."""
+        members = self.members.values()
+        return any(isinstance(m.waits, Future) and not m.waits.done() for m in members)
+
     def chosen(self) -> list[Any]:
         """Who is asked next: whoever had least, and all that a batch with it holds.
 

@@ -11,7 +11,7 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.quantized_text import BLOCK_BYTES
+from pixsigma.models.quantized_text import BLOCK_ROWS
 from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
@@ -185,24 +185,25 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
     """The text encoder for a prompt and, under guidance, the empty one."""
     config = facts.text_encoder
     if wish.cached:
-        return _part("text encoder", "from the prompt cache", wish, machine, 0, 0, 0.0)
+        none = Cost(flops=0.0, num_bytes=0)
+        return _part("text encoder", "from the prompt cache", wish, machine, 0, none)
     cost = text_cost(config, wish.tokens)
     num = parameters(T5Encoder, config)
     stored = facts.stored["text_encoder"] * num
-    flops = cost.flops * (1 + 1 / wish.tokens if wish.guided else 1)
+    cost = cost.times(1 + 1 / wish.tokens if wish.guided else 1)
     if not stream:
         weights = num * wish.dtype.itemsize
-        return _part("text encoder", "resident", wish, machine, weights, cost.num_bytes, flops)
+        return _part("text encoder", "resident", wish, machine, weights, cost)
+    block = BLOCK_ROWS * config.d_ff * wish.dtype.itemsize
     if stream > 1:
         return _part(
-            "text encoder", "in its file", wish, machine, stored, cost.num_bytes + BLOCK_BYTES,
-            flops, stored,
+            "text encoder", "in its file", wish, machine, stored, cost.beside(block), stored
         )  # fmt: skip
     layer = stored / (config.num_layers + 1)
     # the matrices ahead are those of a layer; one more is at work
-    work = cost.num_bytes + layer * (AHEAD + 2) / AHEAD + BLOCK_BYTES
+    cost = cost.beside(layer * (AHEAD + 2) / AHEAD + block)
     reading = stored * (2 if wish.guided else 1)
-    return _part("text encoder", "streamed", wish, machine, 0, work, flops, reading)
+    return _part("text encoder", "streamed", wish, machine, 0, cost, reading)
 
 
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
@@ -210,9 +211,8 @@ def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
     rows = 2 if wish.guided else 1
     cost = step_cost(facts.transformer, wish.height // 8, wish.width // 8, rows, wish.tokens)
     weights = parameters(PixArtTransformer, facts.transformer) * wish.dtype.itemsize
-    work = cost.num_bytes * wish.dtype.itemsize / 4
-    flops = cost.flops * wish.steps
-    return _part("transformer", "resident", wish, machine, weights, work, flops)
+    cost = cost.times(wish.steps).in_precision(wish.dtype)
+    return _part("transformer", "resident", wish, machine, weights, cost)
 
 
 def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPlan:
@@ -220,8 +220,8 @@ def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPl
     config = facts.autoencoder
     cost = decode_cost(config, way, wish.height, wish.width)
     weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
-    work = cost.num_bytes * wish.dtype.itemsize / 4
-    return _part("autoencoder", f"resident, {way}", wish, machine, weights, work, cost.flops)
+    cost = cost.in_precision(wish.dtype)
+    return _part("autoencoder", f"resident, {way}", wish, machine, weights, cost)
 
 
 def _part(
@@ -230,13 +230,14 @@ def _part(
     wish: Wish,
     machine: Machine,
     weights: float,
-    work: float,
-    flops: float,
+    cost: Cost,
     reading: float = 0.0,
 ) -> PartPlan:
     seconds = None
     if machine.flops and machine.bandwidth:
-        seconds = flops / (machine.flops * SHARE[name]) + reading / machine.bandwidth
+        seconds = (cost.flops - cost.attention) / (machine.flops * SHARE[name])
+        seconds += cost.attention / (machine.attention or machine.flops)
+        seconds += reading / machine.bandwidth
     precision = str(wish.dtype).removeprefix("torch.")
     return PartPlan(
         name=name,
@@ -244,7 +245,7 @@ def _part(
         device=str(machine.device),
         precision=precision,
         weights=int(weights),
-        work=int(work * SCRATCH),
+        work=int(cost.num_bytes * SCRATCH),
         seconds=seconds,
     )
 
@@ -289,7 +290,7 @@ def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) ->
         pixels = height * width
         again = 1.0 if max(height, width) <= side else 16 / 9  # each is shifted by 3/4 of its side
         share = pixels * again / (min(side, height) * min(side, width))
-        return Cost(flops=tile.flops * share, num_bytes=tile.num_bytes + 24 * pixels)
+        return tile.times(share).beside(24 * pixels)
     most = max(height, width)
     factor = config.factor
     small = tuple(
@@ -305,7 +306,7 @@ def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) ->
     # keys, values and queries of the middle; the picture and a copy of it
     growing = max(sheet_room(config, pixels, itemsize), 12 * numbers) + 24 * pixels
     flops = (sample.flops - attention / ratio**2) * ratio + attention
-    return Cost(flops=flops, num_bytes=int(fixed + growing))
+    return Cost(flops=flops, attention=attention, num_bytes=int(fixed + growing))
 
 
 def _decoded(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:

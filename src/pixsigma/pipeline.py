@@ -24,7 +24,7 @@ from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.many import Denoised, draw_many, stream_many
-from pixsigma.models.decoding import autoencoder_in
+from pixsigma.models.decoding import autoencoder_in, colours_of
 from pixsigma.models.quantized import has_int8
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import Placement, choose_device, release
@@ -33,6 +33,7 @@ from pixsigma.quantize import check_mode, quantized
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
 from pixsigma.weights.folder import save_folder
+from pixsigma.weights.quantized import CPU_MODES
 
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
@@ -106,7 +107,7 @@ class PixArtSigmaPipeline:
             text_and_vae=text_and_vae,
             file_variant=variant,
             use_safetensors=use_safetensors,
-            int8=quantize == "int8",
+            int8=quantize if quantize in CPU_MODES else None,
             stream_text=stream_text,
             prompt_cache=prompt_cache,
         )
@@ -248,9 +249,7 @@ class PixArtSigmaPipeline:
                 steering=steering,
                 given=away(self.given, plan, each, images),
                 fast=request.shortcuts,
-                window=None
-                if each.window is None
-                else (each.seen[0] // self.factor, each.seen[1] // self.factor),
+                window=each.tile(self.factor),
                 controls=away(followed, levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
@@ -349,14 +348,8 @@ class PixArtSigmaPipeline:
     @cached_property
     @torch.no_grad()
     def _preview_matrix(self) -> Tensor:
-        """(C + 1, 3): what the autoencoder makes of flat latents, fitted by least squares."""
-        num = self.transformer_config.in_channels
-        flat = torch.cat([torch.zeros(1, num), torch.eye(num), -torch.eye(num)])
         with self.placement.running(self.vae):
-            patches = flat[:, :, None, None].expand(-1, -1, 4, 4).to(self.device)
-            colours = self.vae.decode(patches).float().mean(dim=(2, 3)).cpu()
-        inputs = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        return torch.linalg.lstsq(inputs, colours).solution
+            return colours_of(self.vae, self.transformer_config.in_channels, self.device)
 
     def drawing(
         self,
@@ -375,15 +368,10 @@ class PixArtSigmaPipeline:
         One generator draws for the whole batch; several draw for a picture each. `seen` is the
         size that micro-conditions tell, where the network sees tiles.
         """
-        height, width = size
         dtype = self.dtype
         num = max(len(text.mask), len(generators))
-        shape = (
-            num,
-            self.transformer_config.in_channels,
-            height // self.factor,
-            width // self.factor,
-        )
+        height, width = (side // self.factor for side in size)
+        shape = num, self.transformer_config.in_channels, height, width
         draw = partial(draw_noise, shape, generators)
         latents = draw() if latents is None else latents
         conditions = None

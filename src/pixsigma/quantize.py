@@ -1,6 +1,7 @@
 """Fewer bits for the transformer: which modes there are, where each runs, and how to get there.
 
-`int8` is our own, for CPUs (`models/quantized.py`). The others are torchao's, for GPUs.
+`int8` and `int8-fast` are our own, for CPUs (`models/quantized.py`). The others are torchao's, for
+GPUs.
 """
 
 import importlib.util
@@ -14,7 +15,13 @@ from pixsigma.errors import InputError, MissingExtraError, UnknownNameError
 from pixsigma.models.quantized import has_int8, supported
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.weights.files import Tensors
-from pixsigma.weights.quantized import INT8_LAYERS, int8_layers, quantized_copy
+from pixsigma.weights.quantized import (
+    CPU_MODES,
+    INT8_LAYERS,
+    fine_of,
+    int8_layers,
+    quantized_copy,
+)
 
 GPU_MODES = {
     "int8-weights": "Int8WeightOnlyConfig",
@@ -24,7 +31,7 @@ GPU_MODES = {
 }
 """Mode to its config in `torchao.quantization`."""
 
-MODES = ("int8", *GPU_MODES)
+MODES = (*CPU_MODES, *GPU_MODES)
 
 
 def check_mode(mode: str | None, device: torch.device | None = None) -> None:
@@ -36,15 +43,15 @@ def check_mode(mode: str | None, device: torch.device | None = None) -> None:
         return
     if mode not in MODES:
         raise UnknownNameError(f"quantize must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode == "int8":
+    if mode in CPU_MODES:
         if device is not None and device.type != "cpu":
             raise InputError(
-                f"quantize='int8' computes on the CPU, the device is {device}: take --device cpu, "
-                f"or one of {', '.join(GPU_MODES)}"
+                f"quantize={mode!r} computes on the CPU, the device is {device}: "
+                f"take --device cpu, or one of {', '.join(GPU_MODES)}"
             )
         if not supported():
             raise InputError(
-                "quantize='int8' needs 8-bit products of oneDNN, which this torch "
+                f"quantize={mode!r} needs 8-bit products of oneDNN, which this torch "
                 "or this CPU is without"
             )
         return
@@ -59,13 +66,13 @@ def quantized(
 ) -> PixArtTransformer:
     """The transformer in this mode; `keep` is a pattern of layers that stay as they are.
 
-    For `int8` a new network that shares what is not quantised; else `model` itself, on the GPU and
-    changed. Raises what `check_mode` raises.
+    For `int8` and `int8-fast` a new network that shares what is not quantised; else `model`
+    itself, on the GPU and changed. Raises what `check_mode` raises.
     """
     check_mode(mode)
-    if mode == "int8":
+    if mode in CPU_MODES:
         layers = int8_layers(Tensors.of(model.state_dict()), keep)
-        return quantized_copy(model, layers) if layers else model
+        return quantized_copy(model, layers, fine_of(layers, mode)) if layers else model
     return by_torchao(model, mode, keep)
 
 

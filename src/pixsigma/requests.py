@@ -135,7 +135,7 @@ class GenerationRequest(BaseModel):
     """What to draw anew, white on black, in the size of the picture; grey mixes the two."""
     strength: float | None = Field(None, ge=0, le=1)
     """Share of the steps that are taken from the picture on: 0 gives it back, 1 begins with noise.
-    None is 0.6 for a picture, 1 under a mask and 0.4 in the second pass."""
+    None is 0.6 for a picture, 1 under a mask, 0.4 in the second pass and 0.2 in tiles."""
     extend: dict[Literal["left", "right", "top", "bottom"], Extension] | None = None
     """Pixels of new canvas on each side of the picture."""
     inpaint_crop: bool = False

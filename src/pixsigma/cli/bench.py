@@ -92,12 +92,15 @@ def variants(network: "PixArtTransformer", task: "Task") -> "dict[str, Callable[
     from pixsigma.comparing import in_diffusers, step_of_diffusers, step_of_ours
     from pixsigma.models.quantized import supported
     from pixsigma.quantize import is_quantized, quantized
+    from pixsigma.weights.quantized import CPU_MODES
 
     if is_quantized(network):
-        return {"ours int8": step_of_ours(network, task)}
+        return {"ours, quantised": step_of_ours(network, task)}
     found = {"ours": step_of_ours(network, task)}
     if supported():
-        found["ours int8"] = step_of_ours(quantized(network), task)
+        found |= {
+            f"ours {mode}": step_of_ours(quantized(network, mode), task) for mode in CPU_MODES
+        }
     try:
         theirs = step_of_diffusers(in_diffusers(network), task)
     except (InputError, MissingExtraError) as error:

@@ -88,7 +88,7 @@ Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="Leave out what changes little; see docs.")]
 Quantize = Annotated[
     str | None,
-    typer.Option(metavar="MODE", help="int8 on a CPU; on GPUs also fp8-weights and others."),
+    typer.Option(metavar="MODE", help="int8, int8-fast on a CPU; on GPUs fp8-weights and others."),
 ]
 TextAndVae = Annotated[
     str | None, typer.Option(help="Where text encoder and autoencoder of a bare file are.")

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from pixsigma.shapes import Images
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
-IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH = 0.6, 1.0, 0.4
-"""Where the request says none: a picture as a whole, a masked part, the second pass."""
+IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH, TILED_STRENGTH = 0.6, 1.0, 0.4, 0.2
+"""Where the request says none: a picture as a whole, a masked part, the second pass, tiles: each of
+these reads the whole prompt, and would draw all of it again."""
 
 _FAR = 4
 """Times the trained area, above which a picture falls apart into repetitions."""
@@ -44,6 +45,10 @@ class Round:
         if self.window is None:
             return self.size
         return min(self.size[0], self.window[0]), min(self.size[1], self.window[1])
+
+    def tile(self, factor: int) -> tuple[int, int] | None:
+        """The same in latents, None where it sees all."""
+        return None if self.window is None else (self.seen[0] // factor, self.seen[1] // factor)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ def planned(request: "GenerationRequest", native: tuple[int, int], multiple: int
         if height * width > _FAR * native[0] * native[1]:
             _warn_of_size((height, width), native, "two_pass")
         return Plan((Round((height, width)),))
-    strength = REFINE_STRENGTH if request.strength is None else request.strength
+    usual = TILED_STRENGTH if request.tiled else REFINE_STRENGTH
+    strength = usual if request.strength is None else request.strength
     second = Round((height, width), strength, native if request.tiled else None)
     return Plan((Round(first_size(height, width, native, multiple)), second))
 
@@ -126,23 +132,21 @@ def as_request(
         {"prompt": request} if isinstance(request, str) else request.model_dump()
     )
     given |= settings
-    for field, read in {"image": _rgb, "mask": opening.mask_of}.items():
-        if isinstance(given.get(field), Image.Image):
-            given[field] = opening.as_data(read(given[field]))
-        elif isinstance(given.get(field), Path):
-            given[field] = str(given[field])
-    if isinstance(given.get("control"), list | tuple):
-        given["control"] = [_hinted(each) for each in given["control"]]
+    given = _plain(given, {"image": _rgb, "mask": opening.mask_of})
+    for field, inside in {"control": {"hint": _rgb}, "regions": {"mask": opening.mask_of}}.items():
+        if isinstance(given.get(field), list | tuple):
+            given[field] = [_plain(each, inside) for each in given[field]]
     return request_from(**given)
 
 
-def _hinted(control: Any) -> Any:
-    """A control as plain data, where its hint is a picture of PIL or a path."""
-    if not isinstance(control, Mapping):
-        return control
-    found = dict(control)
-    if isinstance(hint := found.get("hint"), Image.Image):
-        found["hint"] = opening.as_data(_rgb(hint))
+def _plain(settings: Any, pictures: Mapping[str, Callable[[Image.Image], Image.Image]]) -> Any:
+    """Settings as plain data, where `pictures` may be of PIL and all may be paths."""
+    if not isinstance(settings, Mapping):
+        return settings
+    found = dict(settings)
+    for field, read in pictures.items():
+        if isinstance(found.get(field), Image.Image):
+            found[field] = opening.as_data(read(found[field]))
     return found | {k: str(v) for k, v in found.items() if isinstance(v, Path)}
 
 
@@ -174,7 +178,8 @@ def _edit(
         box = box_around(mask, native, multiple)
     canvas = Canvas(picture=picture, mask=mask, box=box, multiple=multiple)
     _tell(canvas, native, request.tiled)
-    usual = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
+    usual = TILED_STRENGTH if request.tiled else IMAGE_STRENGTH
+    usual = usual if mask is None else MASK_STRENGTH
     strength = usual if request.strength is None else request.strength
     return Plan((Round(canvas.size, strength, native if request.tiled else None),), canvas)
 

@@ -167,13 +167,16 @@ class Controlled:
     ) -> Tensor:
         """As the base's, with what the controls add; copies are never perturbed."""
         time, working = t0
+        # here, as whoever stands for the base may not be asked while it answers
+        hints = {k: self._hint(k, x) for k, here in enumerate(working) if here}
 
         def added(tokens: Tensor, t0: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
-            at_work = [k for k, here in enumerate(working) if here]
-            skips = [
-                (self.controls[k], self._skips(k, tokens, t0, captions, grid)) for k in at_work
-            ]
-            return _summed([(control.weight, each) for control, each in skips])
+            return _summed(
+                [
+                    (self.controls[k].weight, self._skips(k, tokens, hint, t0, captions, grid))
+                    for k, hint in hints.items()
+                ]
+            )
 
         through: Tensor = self.base.through(
             x,
@@ -182,7 +185,7 @@ class Controlled:
             grid,
             part,
             perturbation=perturbation,
-            control=added if any(working) else None,
+            control=added if hints else None,
         )
         return through
 
@@ -209,11 +212,11 @@ class Controlled:
         self,
         k: int,
         tokens: Tensor,
+        hint: Tensor,
         t0: Tensor,
         captions: Sequence[Caption],
         grid: tuple[int, int],
     ) -> Iterator[Tensor]:
-        hint = self._hint(k, tokens)
         rows = hint.repeat(len(tokens) // len(hint), 1, 1)
         own = [caption[self._layers[k]] for caption in captions]
         skips: Iterator[Tensor] = self.controls[k].network(tokens, rows, t0, own, grid)

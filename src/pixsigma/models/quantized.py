@@ -1,8 +1,10 @@
-"""Linear layers in 8 bits for the CPU: weights per channel, inputs as they come (W8A8).
+"""Linear layers by 8-bit products for the CPU: weights per channel, inputs as they come.
 
-Weights are whole numbers in [-127, 127] with a scale for each output (Jacob et al. 2018); inputs
-are whole numbers in [0, 255] with one scale and zero for each picture, so that a picture does not
-depend on what is drawn beside it. The products are oneDNN's, the sums and the bias float32.
+`Int8Linear`: weights are whole numbers in [-127, 127] with a scale for each output (Jacob et al.
+2018); inputs are whole numbers in [0, 255] with one scale and zero for each picture, so that a
+picture does not depend on what is drawn beside it. `Int16Linear`: both have 16 bits, each number
+in two parts of 8, and three products make one. The products are oneDNN's, the sums and the bias
+float32.
 """
 
 import math
@@ -12,15 +14,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, linear
 
 from pixsigma.errors import InputError
 from pixsigma.models.embeddings import STRIP_BYTES, Mlp
 
+gelu_ = torch.ops.aten.gelu_
+
 SCALE = ".weight_scale"
 """What the name of a quantised layer's scales ends in."""
 
+LOW = ".weight_low"
+"""What the name of the lower halves of a layer's 16-bit weights ends in."""
+
 LARGEST = 127
+LARGEST_16 = 127 * 256 + 127
+"""The largest number of which both halves, the lower one in [-128, 127], have 8 bits."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,6 +37,19 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST
     return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def quantize_halves(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, in) to int8 halves (out, in) and float32 scales (out,).
+
+    The weight is nearly scale · (high + low / 256).
+    """
+    weight = weight.float()
+    unit = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_16
+    numbers = (weight / unit[:, None]).round_()
+    high = numbers.add(128).div_(256).floor_()
+    low = numbers.sub_(high, alpha=256)
+    return high.to(torch.int8), low.to(torch.int8), unit * 256
 
 
 def saturates() -> bool:
@@ -67,7 +89,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", torch.empty(num_out, num_in, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(num_out))
         self.register_buffer("bias", torch.empty(num_out) if bias else None)
-        self._packed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._packed: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # what is packed belongs to this process and its CPU
@@ -77,7 +99,7 @@ class Int8Linear(nn.Module):
         """(…, in) to (…, out), in the dtype of `x`; pictures are the first of three axes."""
         if x.device.type != "cpu":
             raise InputError(
-                "quantize='int8' computes on the CPU: load on cpu, or take a mode for GPUs"
+                "layers in 8 bits compute on the CPU: load on cpu, or take a mode for GPUs"
             )
         pictures = x.unbind(0) if x.ndim > 2 else (x,)
         parts = [self.picture(each.flatten(0, -2), post) for each in pictures]
@@ -100,7 +122,7 @@ class Int8Linear(nn.Module):
             1.0, 0, torch.float32, post, [], "tanh" if post == "gelu" else "",
         )  # fmt: skip
 
-    def packed(self) -> tuple[Tensor, Tensor, Tensor]:
+    def packed(self) -> tuple[Tensor, ...]:
         """Weights in the order that the kernel reads, their scales and zeros; made once."""
         if self._packed is None:
             weight, scale = self.weight, self.weight_scale
@@ -109,6 +131,69 @@ class Int8Linear(nn.Module):
             laid = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
             self._packed = laid, scale, torch.zeros(self.out_features, dtype=torch.int32)
         return self._packed
+
+
+class Int16Linear(Int8Linear):
+    """`nn.Linear` in 16 bits by products of 8: all but the lowest bits of float32.
+
+    With x = 256 a + b and w = 256 c + d the product is 65536 ac + 256 (bc + ad); bd is below what
+    rounding loses. The bytes of x lie as b, a, b, a, ..., so weights that lie as c, d, c, d, ...
+    give bc + ad in one product.
+    """
+
+    weight_low: Tensor
+    """(out, in) int8, in units of scale / 256."""
+
+    def __init__(self, num_in: int, num_out: int, bias: bool = True) -> None:
+        super().__init__(num_in, num_out, bias)
+        self.register_buffer("weight_low", torch.empty(num_out, num_in, dtype=torch.int8))
+
+    def picture(self, x: Tensor, post: str) -> Tensor:
+        """(N, in) to float32 (N, out)."""
+        packed = self.packed()
+        if len(packed) == 1:
+            y = linear(x.float(), packed[0], self.bias)
+            return gelu_(y, approximate="tanh") if post == "gelu" else y
+        high, both, scale, zeros, middle = packed
+        largest = max(abs(float(edge)) for edge in torch.aminmax(x))
+        if not math.isfinite(largest):
+            return x.new_full((len(x), self.out_features), math.nan, dtype=torch.float32)
+        step = max(largest / LARGEST_16, 1e-20)
+        # both bytes of a number count from 128; the half rounds, since the cast cuts
+        numbers = torch.add(middle, x.float(), alpha=1 / step).to(torch.uint16)
+        halves = numbers.contiguous().view(torch.uint8)
+        upper = halves[:, 1::2].contiguous()
+        multiply = torch.ops.onednn.qlinear_pointwise
+        y = multiply(
+            halves, step, 128, both, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y = multiply.binary(
+            upper, step * 256, 128, high, scale, zeros, y, self.bias, 1.0, 0, torch.float32,
+            1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+        return gelu_(y, approximate="tanh") if post == "gelu" else y
+
+    def packed(self) -> tuple[Tensor, ...]:
+        """Weights in the order that the kernel reads, made once.
+
+        Where sums of pairs saturate the weights in float32: three products of 7 bits take longer.
+        """
+        if self._packed is None:
+            self._packed = (self.whole(),) if saturates() else self.laid_out()
+        return self._packed
+
+    def whole(self) -> Tensor:
+        """(out, in) float32."""
+        return (self.weight + self.weight_low / 256) * self.weight_scale[:, None]
+
+    def laid_out(self) -> tuple[Tensor, ...]:
+        """Upper halves, both halves side by side, scales, zeros, and the middle of the bytes."""
+        prepack = torch.ops.onednn.qlinear_prepack
+        both = torch.stack([self.weight, self.weight_low], dim=2).flatten(1)
+        zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        middle = torch.tensor(128 * 256 + 128 + 0.5)
+        laid = prepack(self.weight.contiguous(), None), prepack(both, None)
+        return *laid, self.weight_scale, zeros, middle
 
 
 class QuantizedMlp(nn.Module):
@@ -133,8 +218,8 @@ class QuantizedMlp(nn.Module):
         return self.fc2(gelu(self.fc1(x), approximate="tanh"))
 
 
-def with_int8(model: nn.Module, layers: Collection[str]) -> None:
-    """Put empty 8-bit layers in place of these linear layers of `model`.
+def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] = ()) -> None:
+    """Put empty 8-bit layers in place of these linear layers of `model`, of 16 bits for `fine`.
 
     Raises InputError where a name is not one of a linear layer.
     """
@@ -146,7 +231,8 @@ def with_int8(model: nn.Module, layers: Collection[str]) -> None:
             linear = None
         if not isinstance(linear, nn.Linear):
             raise InputError(f"only linear layers are quantised, {name} is none of this network")
-        layer = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
+        kind = Int16Linear if name in fine else Int8Linear
+        layer = kind(linear.in_features, linear.out_features, linear.bias is not None)
         setattr(model.get_submodule(parent), last, layer)
     for name, module in list(model.named_modules()):
         if isinstance(module, Mlp) and has_int8(module):
@@ -155,10 +241,15 @@ def with_int8(model: nn.Module, layers: Collection[str]) -> None:
 
 
 def has_int8(model: nn.Module) -> bool:
-    """Whether any layer is in 8 bits."""
+    """Whether any layer is in 8 bits, or in 16 of two parts."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
 
 
 def quantized_layers(names: Iterable[str]) -> tuple[str, ...]:
     """The layers in 8 bits, by the names of a file's tensors."""
     return tuple(name.removesuffix(SCALE) for name in names if name.endswith(SCALE))
+
+
+def fine_layers(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of them in 16 bits."""
+    return tuple(name.removesuffix(LOW) for name in names if name.endswith(LOW))

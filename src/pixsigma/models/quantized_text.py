@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from pixsigma.models.quantized import saturates
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_ROWS = 512
 """Of a matrix as computed with, at a time: what the cache of a processor holds."""
 
 FEW_ROWS = 48
@@ -38,12 +38,11 @@ def block_product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
     """The same, cast on the way: exact where `dtype` holds what is stored."""
     if stored.dtype is dtype:
         return narrow_linear(x, stored)
-    rows = max(1, BLOCK_BYTES // (stored.shape[1] * dtype.itemsize))
-    buffer = torch.empty(min(rows, len(stored)), stored.shape[1], dtype=dtype)
+    buffer = torch.empty(min(BLOCK_ROWS, len(stored)), stored.shape[1], dtype=dtype)
     y = x.new_empty(*x.shape[:-1], len(stored))
-    for begin in range(0, len(stored), rows):
-        block = stored[begin : begin + rows]
-        y[..., begin : begin + rows] = narrow_linear(x, buffer[: len(block)].copy_(block))
+    for begin in range(0, len(stored), BLOCK_ROWS):
+        block = stored[begin : begin + BLOCK_ROWS]
+        y[..., begin : begin + BLOCK_ROWS] = narrow_linear(x, buffer[: len(block)].copy_(block))
     return y
 
 

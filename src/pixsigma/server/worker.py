@@ -76,6 +76,32 @@ class Live:
     last_preview: float = 0.0
 
 
+class Cores:
+    """Half of the processor's cores is for errands while there is one; the network has the rest.
+
+    More threads than cores would wait for one another at every product.
+    """
+
+    def __init__(self) -> None:
+        self.all = torch.get_num_threads()
+        self.now = 0
+
+    def for_errands(self) -> None:
+        """Begin a thread that runs errands."""
+        self._set(max(1, self.all // 2))
+
+    def for_network(self, beside_errand: bool) -> None:
+        """Settle how many the thread that calls has from now on."""
+        wanted = max(1, self.all - self.all // 2) if beside_errand else self.all
+        if wanted != self.now:
+            self.now = wanted
+            self._set(wanted)
+
+    def _set(self, number: int) -> None:
+        torch.get_num_threads()  # a thread's first look takes over what another thread has set
+        torch.set_num_threads(number)
+
+
 class Worker:
     """Draws the jobs of a store with the pipelines of a server, `at_once` of them in turn."""
 
@@ -103,8 +129,12 @@ class Worker:
         self._watchers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._cores = Cores()
         # parts that take turns on the device cannot be there side by side
-        self._pool = ThreadPoolExecutor(1, "pixsigma-errands") if resident else None
+        self._pool = (
+            ThreadPoolExecutor(1, "pixsigma-errands", self._cores.for_errands) if resident else None
+        )
+        self._clerk = ThreadPoolExecutor(1, "pixsigma-clerk")
         self._company = Company(self._pool, self._wake.set)
         self._stopping = False
         self._refused = float("-inf")
@@ -172,6 +202,7 @@ class Worker:
                     self._admit()
                 if not company.idle:
                     self.metrics.calls.inc()
+                    self._cores.for_network(beside_errand=company.has_errand)
                 company.step()
                 if company.idle:  # an errand that ends wakes it, or a job that comes
                     self._wake.wait(1.0)
@@ -181,6 +212,9 @@ class Worker:
                 self._wake.wait(1.0)
         if self._pool is not None:
             self._pool.shutdown()
+        self._clerk.shutdown()
+        self._cores.now = 0
+        self._cores.for_network(beside_errand=False)  # as new threads will find it
         self._retry()
 
     def _retry(self) -> None:
@@ -228,7 +262,7 @@ class Worker:
         if outcome["state"] != "done":
             shutil.rmtree(folder, ignore_errors=True)
         self._conclude(live, outcome)
-        elsewhere(ask, self._write_down, job.id, outcome)
+        self._clerk.submit(self._write_down, job.id, outcome)
 
     def _conclude(self, live: Live, outcome: dict[str, Any]) -> None:
         state = outcome["state"]

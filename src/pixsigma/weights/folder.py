@@ -22,7 +22,7 @@ from pixsigma.errors import (
 )
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
-from pixsigma.models.quantized import has_int8, quantized_layers
+from pixsigma.models.quantized import fine_layers, has_int8, quantized_layers
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
@@ -42,7 +42,7 @@ from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_nam
 from pixsigma.weights.load import load_into
 from pixsigma.weights.locate import FileChoice, find_weights
 from pixsigma.weights.prompt_cache import CachedT5, fingerprint
-from pixsigma.weights.quantized import builder, in_int8, int8_layers
+from pixsigma.weights.quantized import builder, fine_of, in_int8, int8_layers
 from pixsigma.weights.streaming import StreamedT5, open_streamed
 
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
@@ -82,15 +82,16 @@ class OpenTransformer:
     def expected(self) -> dict[str, Spec]:
         """Our names and the shapes that the network has."""
         with torch.device("meta"):
-            return Tensors.of(builder(self.config, self.int8_layers)().state_dict()).specs
+            build = builder(self.config, self.int8_layers, fine_layers(self.tensors))
+            return Tensors.of(build().state_dict()).specs
 
     def load(
-        self, dtype: torch.dtype | None = None, *, int8: bool = False, keep: str | None = None
+        self, dtype: torch.dtype | None = None, *, int8: str | None = None, keep: str | None = None
     ) -> PixArtTransformer:
         """Read the weights; raises MismatchError.
 
-        `int8` quantises layer by layer while reading, but for layers whose names match `keep`; what
-        is in 8 bits computes in float32 whatever `dtype` says.
+        `int8` is a mode that quantises layer by layer while reading, but for layers whose names
+        match `keep`; what is in 8 bits computes in float32 whatever `dtype` says.
         """
         layers = self.int8_layers
         if not (int8 or layers):
@@ -98,8 +99,9 @@ class OpenTransformer:
             return load_into(plain, self.tensors, self.detected.keymap, dtype=dtype)
         ours = self.detected.keymap.to_ours(self.tensors)
         fresh = int8_layers(ours, keep) if int8 else ()
-        build = builder(self.config, (*layers, *fresh))
-        return load_into(build, in_int8(ours, fresh), dtype=torch.float32)
+        fine = fine_of(fresh, int8) if int8 else ()
+        build = builder(self.config, (*layers, *fresh), (*fine_layers(self.tensors), *fine))
+        return load_into(build, in_int8(ours, fresh, fine), dtype=torch.float32)
 
 
 def folder_variant(folder: Path) -> Variant | None:
