@@ -364,8 +364,8 @@ def test_the_keyboard_reaches_everything(page: Any) -> None:
         )
     assert list(dict.fromkeys(filter(None, seen)))[:2] == ["chips", "draw"]
     assert {"tabs", "shape", "scale", "count", "settings", "begin"} <= set(seen)
-    page.locator("#shape input").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.locator("#shape input").nth(1).focus()
+    page.keyboard.press("Space")
     page.locator("#shape label.selected", has_text="3:2").wait_for()
     outline = "getComputedStyle(document.querySelector('#draw')).outlineStyle"
     page.locator("#prompt textarea").focus()
