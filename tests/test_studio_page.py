@@ -82,7 +82,6 @@ class Visit:
     def open(self) -> Any:
         self.page.goto(self.address)
         self.page.locator("#prompt textarea").wait_for()
-        self.page.locator("#plan", has_text="memory").wait_for()
         return self.page
 
     def close(self) -> None:
@@ -125,8 +124,8 @@ def until(folder: Path, num: int) -> list[dict[str, Any]]:
     raise AssertionError(f"{num} jobs were to be over: {[job['state'] for job in jobs(folder)]}")
 
 
-def unfold(page: Any, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).first.click()
+def unfold(page: Any, id: str) -> None:
+    page.locator(f"#{id} button.label-wrap").first.click()
 
 
 def fill(page: Any, id: str, value: object) -> None:
@@ -206,7 +205,7 @@ def test_what_is_painted_is_drawn_anew(page: Any, folder: Path) -> None:
 
 def test_an_uploaded_picture_sets_the_shape(page: Any, tmp_path: Path, folder: Path) -> None:
     Image.new("RGB", (300, 200), "teal").save(tmp_path / "photo.png")
-    unfold(page, "Begin from a picture")
+    unfold(page, "begin")
     page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "photo.png")
     page.locator("#shape label.selected", has_text="3:2").wait_for()
     draw(page, "a lake")
@@ -228,7 +227,7 @@ def test_heavy_drawings_ask_first(page: Any, folder: Path, monkeypatch: pytest.M
 
 def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "HEAVY_SECONDS", 10**6)
-    unfold(page, "Settings")
+    unfold(page, "settings")
     fill(page, "steps", 100)
     fill(page, "count", 8)
     page.locator("#scale label", has_text="huge").click()
@@ -247,7 +246,7 @@ def test_what_is_wrong_is_said(page: Any, folder: Path) -> None:
     before = len(jobs(folder))
     page.locator("#draw").click()
     page.locator("#status .wrong", has_text="write what to draw first").wait_for()
-    unfold(page, "Settings")
+    unfold(page, "settings")
     fill(page, "width", 33)
     fill(page, "height", 64)
     page.locator("#prompt textarea").fill("a cat")
@@ -259,7 +258,7 @@ def test_what_is_wrong_is_said(page: Any, folder: Path) -> None:
 
 
 def test_dice_throw_a_seed(page: Any, folder: Path) -> None:
-    unfold(page, "Settings")
+    unfold(page, "settings")
     page.locator("#dice").click()
     page.wait_for_function("document.querySelector('#seed input').value !== ''")
     seed = int(page.locator("#seed input").input_value())
@@ -365,8 +364,8 @@ def test_the_keyboard_reaches_everything(page: Any) -> None:
         )
     assert list(dict.fromkeys(filter(None, seen)))[:2] == ["chips", "draw"]
     assert {"tabs", "shape", "scale", "count", "settings", "begin"} <= set(seen)
-    page.locator("#shape input").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.locator("#shape input").nth(1).focus()
+    page.keyboard.press("Space")
     page.locator("#shape label.selected", has_text="3:2").wait_for()
     outline = "getComputedStyle(document.querySelector('#draw')).outlineStyle"
     page.locator("#prompt textarea").focus()
