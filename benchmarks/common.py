@@ -1,7 +1,11 @@
 """What the benchmarks share: one set of random weights in two libraries, and one step of each."""
 
 import argparse
+import json
+import shutil
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,13 +14,17 @@ from pixsigma.config import TransformerConfig
 from pixsigma.models.transformer import PixArtTransformer
 
 __all__ = [
+    "Peaks",
     "Task",
     "in_diffusers",
     "parser",
+    "peak_memory",
     "random_transformer",
     "step_of_diffusers",
     "step_of_ours",
     "useful_flops",
+    "watched",
+    "write_t5",
 ]
 
 OUT = Path(__file__).parent / "results"
@@ -58,3 +66,83 @@ def useful_flops(config: TransformerConfig, side: int, num_tokens: int) -> float
     cross = 2 * num_tokens * width * n
     attention = 2 * 2 * width * n * keys
     return 2 * (config.num_layers * (linear + cross) + attention)
+
+
+class Peaks(NamedTuple):
+    """The most that a process had in memory, in bytes."""
+
+    all: int
+    """With the pages of files that it has mapped and touched (VmHWM)."""
+    own: int
+    """Without them: what it has at this moment (RssAnon), or had at the most while watched."""
+
+
+def peak_memory(process: int | str = "self") -> Peaks:
+    """Of a process on Linux."""
+    told = {}
+    for line in Path(f"/proc/{process}/status").read_text("utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmHWM", "RssAnon"):
+            told[name] = int(value.split()[0]) * 1024
+    return Peaks(told["VmHWM"], told["RssAnon"])
+
+
+def watched(process: Any, every: float = 0.05) -> Peaks:
+    """Wait for a child (of `subprocess.Popen`) and tell its peaks."""
+    found = Peaks(0, 0)
+    while process.poll() is None:
+        try:
+            now = peak_memory(process.pid)
+        except (OSError, KeyError):  # it has just ended
+            break
+        found = Peaks(max(found.all, now.all), max(found.own, now.own))
+        time.sleep(every)
+    process.wait()
+    return found
+
+
+def write_t5(folder: Path, layers: int = 24) -> None:
+    """A folder with random weights shaped as T5-XXL in fp16, a file a layer, unless it is there."""
+    from safetensors.torch import save_file
+
+    import pixsigma
+    from pixsigma.config import T5Config
+    from pixsigma.models.t5 import T5Encoder
+    from pixsigma.weights.config_files import t5_json
+    from pixsigma.weights.files import Tensors
+    from pixsigma.weights.keymaps import T5
+
+    part = folder / "text_encoder"
+    index = part / "model.safetensors.index.json"
+    if index.is_file():
+        return
+    part.mkdir(parents=True, exist_ok=True)
+    config = T5Config(num_layers=layers)
+    with torch.device("meta"):
+        specs = T5.to_theirs(Tensors.of(T5Encoder(config).state_dict())).specs
+    room, need = shutil.disk_usage(folder).free, 2 * sum(s.num_elements for s in specs.values())
+    if room < need + 10**9:
+        raise SystemExit(f"{folder} has {room / 1e9:.0f} GB of room, too little")
+    # numbers of one length, so that other layers cost no more than the writing
+    noise = torch.randn(42 * 10**6, generator=torch.Generator().manual_seed(0)).half()
+    owner: dict[str, str] = {}
+    shards: dict[str, list[str]] = {}
+    for name in specs:
+        layer = name.split(".")[2] if name.startswith("encoder.block") else "rest"
+        owner[name] = f"model-{layer}.safetensors"
+        shards.setdefault(owner[name], []).append(name)
+    for number, (file, names) in enumerate(shards.items()):
+        tensors = {name: drawn(specs[name].shape, noise.roll(997 * number)) for name in names}
+        save_file(tensors, str(part / file))
+    (part / "config.json").write_text(json.dumps(t5_json(config)))
+    index.write_text(json.dumps({"weight_map": owner}))
+    mini = Path(pixsigma.__file__).parent / "mini" / "tokenizer"
+    shutil.copytree(mini, folder / "tokenizer", dirs_exist_ok=True)
+
+
+def drawn(shape: tuple[int, ...], noise: torch.Tensor) -> torch.Tensor:
+    """Weights of this shape that neither blow up nor fade what goes through them."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.float16)
+    num = torch.Size(shape).numel()
+    return noise.repeat(-(-num // len(noise)))[:num].view(shape) * shape[-1] ** -0.5

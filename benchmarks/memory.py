@@ -1,64 +1,92 @@
 """Predicted against measured peak memory, over settings that each run in a process of their own.
 
     python benchmarks/memory.py --quick                 # small settings, about a minute
-    python benchmarks/memory.py --folder BIG            # the same with full-size random weights
-    python benchmarks/memory.py --t5 FOLDER             # T5-XXL streamed: writes 9.4 GB of random
-                                                        # fp16 weights there, and removes them
+    python benchmarks/memory.py --full                  # 512px to 2048px, strips and steps
+    python benchmarks/memory.py --t5 FOLDER             # T5-XXL: writes 14 GB of weights there
+    python benchmarks/memory.py --only 3 4              # some of them, by number; see --list
 
-Results go to `memory.json` beside a table on stdout.
+Rows are added to `memory.json`, one a setting, so that a long list can be measured in pieces; a
+table of all goes to stdout. The peak is VmHWM, pages of mapped files included.
 """
 
 import argparse
 import json
-import resource
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from common import OUT, peak_memory, write_t5
+
+from pixsigma.measuring import columns, write_report
+
 QUICK: list[dict[str, Any]] = [
     {"what": "decode", "side": 256, "way": "whole"},
     {"what": "decode", "side": 512, "way": "whole"},
     {"what": "decode", "side": 512, "way": "strips"},
     {"what": "decode", "side": 512, "way": "strips-half"},
+    {"what": "step", "side": 256},
 ]
 FULL: list[dict[str, Any]] = [
     *({"what": "decode", "side": 1024, "way": way} for way in ("whole", "strips", "strips-half")),
     {"what": "decode", "side": 2048, "way": "strips"},
-    {"what": "decode", "side": 4096, "way": "strips-half"},
-    {"what": "decode", "side": 4096, "way": "strips-spill"},
     {"what": "step", "side": 512},
     {"what": "step", "side": 1024},
+]
+T5: list[dict[str, Any]] = [
+    {"what": "t5", "stored": "float16", "stay": False, "tokens": 77},
+    {"what": "t5", "stored": "float16", "stay": True, "tokens": 20},
+    {"what": "t5", "stored": "int8", "stay": False, "tokens": 20},
 ]
 
 
 def main() -> None:
     """Run the cases that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--t5", type=Path)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[20])
+    parser.add_argument("--t5", type=Path, help="folder of benchmarks/text_encoder.py")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the settings asked for")
+    parser.add_argument("--list", action="store_true", help="tell the numbers")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("memory.json"))
-    arguments = parser.parse_args()
-    if arguments.case:
-        print(json.dumps(run_case(json.loads(arguments.case))))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(json.loads(args.case))))
         return
-    cases = (QUICK if arguments.quick else []) + (FULL if arguments.full else [])
-    rows = [measured(case) for case in cases]
-    if arguments.t5:
-        written = write_t5(arguments.t5)
-        try:
-            for tokens in arguments.tokens:
-                case = {"what": "t5", "folder": str(arguments.t5), "tokens": tokens}
-                rows += [measured(case), measured(case)]
-        finally:
-            if written:
-                shutil.rmtree(arguments.t5)
-    arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+    cases = (QUICK if args.quick else []) + (FULL if args.full else [])
+    if args.t5:
+        write_t5(args.t5 / "float16")
+        cases += [case | {"folder": str(args.t5 / case["stored"])} for case in T5]
+    if args.list:
+        print("\n".join(f"{i}  {name_of(case)}" for i, case in enumerate(cases)))
+        return
+    file = args.out / "memory.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else {}
+    for i, case in enumerate(cases):
+        if args.only is None or i in args.only:
+            rows[name_of(case)] = measured(case)
+            write_report(file, {"rows": rows})
+    print(columns([line(name, row) for name, row in rows.items()]))
+
+
+def name_of(case: dict[str, Any]) -> str:
+    """Such as `decode 512 strips`."""
+    stays = {True: "staying", False: "streamed"}
+    words = [stays.get(value, value) for key, value in case.items() if key != "folder"]
+    return " ".join(map(str, words))
+
+
+def line(name: str, row: dict[str, Any]) -> dict[str, object]:
+    return {
+        "what": name,
+        "predicted GB": row["predicted"] / 1e9,
+        "measured GB": row["measured"] / 1e9,
+        "off by": f"{row['predicted'] / row['measured'] - 1:+.0%}",
+        "seconds": row["seconds"],
+        "predicted s": row["predicted_seconds"],
+    }
 
 
 def measured(case: dict[str, Any]) -> dict[str, Any]:
@@ -66,16 +94,8 @@ def measured(case: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {**case, "error": done.stderr.strip().splitlines()[-1:]}
-    row = {**case, **json.loads(done.stdout.splitlines()[-1])}
-    name = " ".join(str(value) for key, value in case.items() if key != "folder")
-    print(
-        f"{name:<28} predicted {row['predicted'] / 1e9:6.2f} GB  measured "
-        f"{row['measured'] / 1e9:6.2f} GB  {row['predicted'] / row['measured'] - 1:+5.0%}  "
-        f"{row['seconds']:7.1f} s",
-        flush=True,
-    )
-    return row
+        raise SystemExit(done.stderr)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
@@ -86,20 +106,18 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
     from pixsigma.weights.facts import Facts
 
+    stored = {"int8": 1.0, "float16": 2.0}[case.get("stored", "float16")]
     facts = Facts(
         name="random",
         transformer=TransformerConfig(),
         text_encoder=T5Config(),
         autoencoder=AutoencoderConfig(),
-        stored={"transformer": 4.0, "text_encoder": 2.0, "autoencoder": 4.0},
+        stored={"transformer": 4.0, "text_encoder": stored, "autoencoder": 4.0},
     )
     side = case.get("side", 1024)
-    wish = memory.Wish(
-        width=side, height=side, tokens=case.get("tokens", 77), steps=1, guided=False
-    )
-    here = machine.Machine(
-        device=torch.device("cpu"), memory=10**12, base=machine.resident_memory()
-    )
+    tokens = case.get("tokens", 77)
+    wish = memory.Wish(width=side, height=side, tokens=tokens, steps=1, guided=False)
+    here = machine.this_machine(torch.device("cpu"), torch.float32)
     work, part = PARTS[case["what"]](case, facts, wish, here)
     # the plan itself took memory by now, so what it predicts is counted from here
     predicted = machine.resident_memory() + memory.SPARE + part.work
@@ -108,9 +126,12 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     with torch.no_grad():
         work()
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"predicted": predicted, "measured": peak, "seconds": seconds}
+    return {
+        "predicted": predicted,
+        "measured": peak_memory().all,
+        "seconds": time.perf_counter() - began,
+        "predicted_seconds": part.seconds,
+    }
 
 
 def decode_case(case: dict[str, Any], facts: Any, wish: Any, here: Any) -> Any:
@@ -144,15 +165,15 @@ def step_case(case: dict[str, Any], facts: Any, wish: Any, here: Any) -> Any:
 
 
 def t5_case(case: dict[str, Any], facts: Any, wish: Any, here: Any) -> Any:
-    """T5-XXL streamed."""
+    """T5-XXL in its file: read for this prompt alone, or to stay."""
     import torch
 
     from pixsigma import memory
-    from pixsigma.weights.streaming import open_streamed
+    from pixsigma.weights.folder import read_text_encoder
 
-    part = memory.text_part(facts, wish, here, stream=True)
-    file = Path(case["folder"]) / "model.safetensors.index.json"
-    net = open_streamed(file, facts.text_encoder, torch.float32)
+    stay = 10**12 if case["stay"] else True
+    part = memory.text_part(facts, wish, here, stream=stay)
+    net = read_text_encoder(case["folder"], dtype=torch.float32, stream=stay).encoder
     ids = torch.randint(3, 32000, (1, wish.tokens))
 
     def work() -> None:
@@ -162,48 +183,6 @@ def t5_case(case: dict[str, Any], facts: Any, wish: Any, here: Any) -> Any:
 
 
 PARTS = {"decode": decode_case, "step": step_case, "t5": t5_case}
-
-
-def write_t5(folder: Path) -> bool:
-    """Random weights shaped as T5-XXL in fp16, a shard a layer; False where they are there."""
-    import torch
-    from safetensors.torch import save_file
-
-    from pixsigma.config import T5Config
-    from pixsigma.models.t5 import T5Encoder
-    from pixsigma.weights.files import Tensors
-    from pixsigma.weights.keymaps import T5
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    room, need = shutil.disk_usage(folder).free, 11 * 10**9
-    if room < need:
-        raise SystemExit(f"{folder} has {room / 1e9:.0f} GB of room, the weights need 11")
-    with torch.device("meta"):
-        specs = T5.to_theirs(Tensors.of(T5Encoder(T5Config()).state_dict())).specs
-    owner: dict[str, str] = {}
-    shards: dict[str, list[str]] = {}
-    for name in specs:
-        layer = name.split(".")[2] if name.startswith("encoder.block") else "rest"
-        owner[name] = f"model-{layer}.safetensors"
-        shards.setdefault(owner[name], []).append(name)
-    # numbers of one length, so that other layers cost no more than the writing
-    noise = torch.randn(42 * 10**6).half()
-    for file, names in shards.items():
-        tensors = {}
-        for name in names:
-            shape = specs[name].shape
-            num = specs[name].num_elements
-            if len(shape) == 1:
-                tensors[name] = torch.ones(shape, dtype=torch.float16)
-            else:
-                flat = noise.repeat(-(-num // len(noise)))[:num]
-                tensors[name] = flat.view(shape) * shape[-1] ** -0.5
-        save_file(tensors, str(folder / file))
-    index.write_text(json.dumps({"weight_map": owner}))
-    return True
 
 
 if __name__ == "__main__":

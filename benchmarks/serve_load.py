@@ -2,120 +2,150 @@
 
     python benchmarks/serve_load.py --clients 50 --seconds 300
 
-Short by default. Every picture that comes back is compared with the one that is drawn alone.
+Server and clients are processes of their own. Every client sends its next job when the last is
+over; sizes, steps, guidance and prompts are mixed. Every picture that comes back is compared with
+the one that is drawn alone.
 """
 
-import argparse
 import json
-import random
-import statistics
+import signal
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
-from PIL import Image
+from common import parser
+from served import STEPS, Server, differences, wish
 
-from pixsigma import PixArtSigmaPipeline
-from pixsigma.requests import request_from
-from pixsigma.server.limits import Limits
-from pixsigma.server.service import JobRequest, Service
-
-PROMPTS = ["a red apple", "a cat", "a whale on a yellow background", "a house", "a lion, 3D"]
-SIZES = [(64, 64), (128, 128), (128, 128), (96, 160)]
-STEPS = [4, 8, 12, 20]
+DISTINCT = 60
+"""Requests that there are; each is drawn alone once."""
 
 
-def wishes(seed: int) -> dict[str, object]:
-    """A request, the same for the same number."""
-    draw = random.Random(seed)
-    width, height = draw.choice(SIZES)
-    return {
-        "prompt": draw.choice(PROMPTS),
-        "width": width,
-        "height": height,
-        "num_inference_steps": draw.choice(STEPS),
-        "guidance_scale": draw.choice([1.0, 3.0, 4.5]),
-        "seed": seed,
-    }
+@dataclass(frozen=True)
+class Row:
+    """One job of one client."""
+
+    client: int
+    number: int
+    began: float
+    ended: float
+    """Seconds since the load began."""
+    state: str
+    picture: bytes
+
+    @property
+    def seconds(self) -> float:
+        """From the request to its end."""
+        return self.ended - self.began
 
 
-def load(clients: int, seconds: float, at_once: int, folder: Path) -> tuple[list, Service]:
-    """Every client sends its next job when the last is over; rows of (number, s, state, job)."""
-    pipe = PixArtSigmaPipeline.from_pretrained("mini")
-    limits = Limits(rate=1e6, max_queue=10_000, max_per_client=100, kept=10**6)
-    service = Service({"mini": pipe}, folder, limits=limits, at_once=at_once)
-    service.start()
-    rows: list = []
-    end = time.monotonic() + seconds
+def drawn(server: Server, number: int) -> tuple[str, bytes]:
+    """How a job ended, and its picture."""
+    try:
+        told = server.follow(server.submit(wish(number)))
+        done = told["state"] == "done"
+        return str(told["state"]), server.ask("GET", told["results"][0])[1] if done else b""
+    except (OSError, ValueError, KeyError) as error:
+        return f"no answer: {error}", b""
+
+
+def load(server: Server, clients: int, seconds: float) -> tuple[list[Row], list[Any]]:
+    """Rows of all jobs, those that ended late too, and (seconds, MB) of the server's memory."""
+    rows: list[Row] = []
+    start = time.monotonic()
 
     def client(k: int) -> None:
-        number = k
-        while time.monotonic() < end:
-            began = time.monotonic()
-            wanted = JobRequest(request=request_from(**wishes(number)))
-            job = service.submit(wanted, f"client-{k}")
-            while not (found := service.store.get(job.id)).over:
-                time.sleep(0.02)
-            rows.append((number, time.monotonic() - began, found.state, found))
-            number += clients
+        turn = 0
+        while (began := time.monotonic() - start) < seconds:
+            number = (k * 7 + turn * 13) % DISTINCT
+            turn += 1
+            state, picture = drawn(server, number)
+            rows.append(Row(k, number, began, time.monotonic() - start, state, picture))
 
     threads = [threading.Thread(target=client, args=(k,)) for k in range(clients)]
-    memory, began = [], time.monotonic()
     for thread in threads:
         thread.start()
+    memory = []
     while any(thread.is_alive() for thread in threads):
-        memory.append((time.monotonic() - began, psutil.Process().memory_info().rss / 2**20))
+        memory.append((time.monotonic() - start, server.memory()))
         time.sleep(1)
-    took = time.monotonic() - began
-    waits = sorted(row[1] for row in rows)
-    small = [r[1] for r in rows if wishes(r[0])["num_inference_steps"] == STEPS[0]]
-    large = [r[1] for r in rows if wishes(r[0])["num_inference_steps"] == STEPS[-1]]
-    half = memory[len(memory) // 2 :]
-    slope = np.polyfit(*zip(*half, strict=True), 1)[0] * 60 if len(half) > 5 else float("nan")
-    told = {
-        "at_once": at_once,
-        "clients": clients,
+    return rows, memory
+
+
+def told(rows: list[Row], memory: list[Any], seconds: float) -> dict[str, Any]:
+    """The figures of one load."""
+    counted = [row for row in rows if row.ended <= seconds]
+    waits = [row.seconds for row in rows]
+    of = {n: [r.seconds for r in rows if wish(r.number)["num_inference_steps"] == n] for n in STEPS}
+    shares = np.bincount([row.client for row in rows]).astype(float)
+    late = np.array([each for each in memory if seconds / 3 < each[0] < seconds])
+    slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 60 if len(late) > 5 else float("nan")
+    differing = list(differences((row.number, row.picture) for row in rows if row.picture))
+    return {
         "jobs": len(rows),
-        "failed": sum(row[2] != "done" for row in rows),
-        "jobs_a_second": round(len(rows) / took, 3),
-        **{f"p{q}": round(float(np.percentile(waits, q)), 2) for q in (50, 95, 99)},
-        "median_wait_4_steps": round(statistics.median(small), 2) if small else None,
-        "median_wait_20_steps": round(statistics.median(large), 2) if large else None,
+        "not_done": sorted({row.state for row in rows if row.state != "done"}),
+        "jobs_a_second": round(len(counted) / seconds, 3),
+        **{f"p{q}_seconds": round(float(np.percentile(waits, q)), 2) for q in (50, 95, 99)},
+        "median_seconds_by_steps": {n: round(float(np.median(each)), 2) for n, each in of.items()},
+        "jobs_of_a_client": [int(shares.min()), int(shares.max())],
+        "jain_fairness": round(float(shares.sum() ** 2 / (len(shares) * (shares**2).sum())), 4),
+        "memory_mb": round(memory[-1][1]),
         "memory_mb_a_minute": round(float(slope), 2),
+        "compared": len(differing),
+        "wrong": sum(each > 1 for each in differing),
+        "largest_difference_of_255": max(differing, default=None),
     }
-    print(json.dumps(told), flush=True)
-    return rows, service
 
 
-def wrong(rows: list, service: Service) -> int:
-    """How many pictures differ from those drawn alone by more than one level in 255."""
-    pipe = PixArtSigmaPipeline.from_pretrained("mini")
-    num = 0
-    for number, _, state, job in rows:
-        if state == "done":
-            *_, last = pipe.stream(request_from(**wishes(number)))
-            alone = np.asarray(last.images[0], dtype=int)
-            served = np.asarray(Image.open(service.files(job)[0]), dtype=int)
-            num += bool(np.abs(alone - served).max() > 1)
-    return num
+def spread(rows: list[Row], seconds: float, parts: int = 5) -> list[float]:
+    """Jobs a second in equal parts of the time."""
+    counts, _ = np.histogram([row.ended for row in rows], parts, (0, seconds))
+    return [round(float(n) * parts / seconds, 2) for n in counts]
+
+
+def plot(runs: dict[int, list[Row]], path: Path) -> None:
+    """Waiting times of both, as shares of jobs that are over after so long."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(6, 3.5), layout="constrained")).subplots()
+    for at_once, rows in runs.items():
+        waits = sorted(row.seconds for row in rows)
+        name = "one at a time" if at_once == 1 else f"{at_once} at once"
+        axes.plot(waits, np.linspace(0, 1, len(waits)), label=f"{name}, {len(rows)} jobs")
+    axes.set(xlabel="seconds from request to picture", ylabel="share of jobs", ylim=(0, 1))
+    axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """One at a time, then together."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--at-once", type=int, default=8)
-    parser.add_argument("--compare", type=int, default=20, help="pictures to draw again alone")
-    args = parser.parse_args()
-    for at_once in (1, args.at_once):
+    flags = parser(__doc__.splitlines()[0])
+    flags.add_argument("--clients", type=int, default=50)
+    flags.add_argument("--seconds", type=float, default=30)
+    flags.add_argument("--before", type=float, help="seconds of one at a time; as --seconds")
+    flags.add_argument("--at-once", type=int, default=16)
+    args = flags.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    seconds = {1: args.before or args.seconds, args.at_once: args.seconds}
+    runs, figures = {}, {}
+    for at_once, lasts in seconds.items():
         with tempfile.TemporaryDirectory() as folder:
-            rows, service = load(args.clients, args.seconds, at_once, Path(folder))
-            print(json.dumps({"wrong": wrong(rows[: args.compare], service)}), flush=True)
-            service.stop()
+            server = Server(Path(folder, "data"), ["--at-once", str(at_once)])
+            server.start()
+            for number in range(3):
+                server.follow(server.submit(wish(number)))
+            rows, memory = load(server, args.clients, lasts)
+            server.kill(signal.SIGINT)
+        runs[at_once] = rows
+        figures[at_once] = told(rows, memory, lasts) | {"parts": spread(rows, lasts)}
+        print(json.dumps({"at_once": at_once, "clients": args.clients} | figures[at_once]))
+    ratio = figures[args.at_once]["jobs_a_second"] / figures[1]["jobs_a_second"]
+    print(json.dumps({"throughput_ratio": round(ratio, 3)}))
+    text = json.dumps({"ratio": ratio, "runs": figures}, indent=2)
+    (args.out / "serve_load.json").write_text(text)
+    plot(runs, args.out / "serve_load.png")
 
 
 if __name__ == "__main__":

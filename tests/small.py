@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 import pixsigma
 from pixsigma import Components, NoiseSchedule, PixArtSigmaPipeline, get_sampler
@@ -31,6 +32,35 @@ KINDS = {
 
 VAE = AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1)
 TEXT = T5Config(d_model=16, d_kv=8, num_heads=2, d_ff=24, num_layers=2)
+
+
+def small_features(
+    path: Path,
+    width: int = SIGMA.caption_channels,
+    *,
+    num: int = 8,
+    side: int = 4,
+    spread: float = 0.0,
+    several: bool = True,
+) -> Path:
+    """Pictures and captions of random features, as a run reads them; `width` is the text's.
+
+    `spread` is the most that a latent deviates; with `several` some pictures have two captions.
+    """
+    torch.manual_seed(0)
+    pairs = [[0, 1], [2, -1], [3, 4], [0, -1]] if several else [[0], [1], [2], [3]]
+    tensors = {
+        "mean": torch.randn(num, 4, side, side),
+        "std": torch.rand(num, 4, side, side) * spread,
+        "text": torch.randn(5, 6, width),
+        "text_mask": torch.ones(5, 6, dtype=torch.bool),
+        "captions": torch.tensor((pairs * num)[:num]),
+        "null_text": torch.zeros(1, 6, width),
+        "null_mask": torch.tensor([[True] + [False] * 5]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
 
 
 def small_transformer(config: TransformerConfig = SIGMA) -> PixArtTransformer:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pixsigma.adapters import merge
 from pixsigma.errors import InputError
@@ -17,7 +17,7 @@ from pixsigma.training.run import train
 from pixsigma.training.trainer import Trainer
 from pixsigma.weights.adapters import read_adapter
 from pixsigma.weights.folder import save_transformer
-from small import SIGMA, small_transformer
+from small import SIGMA, small_features, small_transformer
 
 RECIPE = """
 features = "{folder}/features.safetensors"
@@ -44,18 +44,7 @@ KINDS = ["lora", "dora", "loha", "lokr", "oft"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    width = SIGMA.caption_channels
-    tensors = {
-        "mean": torch.randn(8, 4, 4, 4),
-        "std": torch.rand(8, 4, 4, 4) * 0.01,
-        "text": torch.randn(5, 6, width),
-        "text_mask": torch.ones(5, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0, 1], [2, -1], [3, 4], [0, -1]] * 2),
-        "null_text": torch.zeros(1, 6, width),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, folder / "features.safetensors")
+    small_features(folder / "features.safetensors", spread=0.01)
     save_transformer(small_transformer(), folder / "base" / "transformer")
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     return folder

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pictures import small_encoders_folder
@@ -14,7 +12,7 @@ from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.training.chain import Chain, read_chain, train_chain
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.weights.folder import read_transformer, save_transformer
-from small import small_transformer
+from small import small_features, small_transformer
 
 CHAIN = """
 init_from = "{folder}/model"
@@ -58,18 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = small_encoders_folder(tmp_path_factory.mktemp("chain") / "model").parent
     model = small_transformer()
     save_transformer(model, folder / "model" / "transformer")
-    width = model.config.caption_channels
     for side in (4, 8):
-        tensors = {
-            "mean": torch.randn(8, 4, side, side),
-            "std": torch.zeros(8, 4, side, side),
-            "text": torch.randn(5, 6, width),
-            "text_mask": torch.ones(5, 6, dtype=torch.bool),
-            "captions": torch.tensor([[0], [1], [2], [3]] * 2),
-            "null_text": torch.zeros(1, 6, width),
-            "null_mask": torch.tensor([[True] + [False] * 5]),
-        }
-        save_file(tensors, folder / f"{side}.safetensors")
+        small_features(folder / f"{side}.safetensors", side=side, several=False)
     (folder / "chain.toml").write_text(CHAIN.format(folder=folder))
     return folder
 

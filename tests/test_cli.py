@@ -457,6 +457,7 @@ try:
 except SystemExit:
     pass
 heavy = {"torch", "pydantic", "huggingface_hub", "numpy", "PIL", "accelerate"}
+heavy |= {"torch._dynamo", "torch._inductor", "sympy", "diffusers", "transformers", "matplotlib"}
 print("\\nheavy:", *sorted(heavy & sys.modules.keys()))
 """
 
@@ -468,6 +469,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     if "generate" in arguments:
         heavy.discard("pydantic")  # recent versions of typer read a command's flags with it
     assert not heavy
+
+
+def test_a_picture_takes_torch_and_no_compiler(tmp_path: Path) -> None:
+    arguments = ("generate", "x", "--steps", "1", "--quiet", "--out", tmp_path)
+    output, told = python(HEAVY, *arguments).communicate(timeout=280)
+    assert list(tmp_path.glob("*.png")), told
+    heavy = set(output.splitlines()[-1].split()) - {"heavy:"}
+    assert heavy <= {"torch", "pydantic", "numpy", "PIL"}
 
 
 SLOW = """

@@ -56,6 +56,9 @@ WAYS: dict[str, tuple[object, ...]] = {
     "image-shaped": ("--image", "in.png", "--aspect", "2:1"),
     "mask": ("--image", "in.png", "--mask", "mask.png", "--inpaint-crop"),
     "extend": ("--image", "in.png", "--extend", "left=8,top=4", "--sampler", "euler-a"),
+    "region": ("--size", "32x32", "--region", "mask.png:a dog", "--region", "0,0,1,.5:sky"),
+    "two-pass-tiled": ("--size", "176x144", "--two-pass", "--tiled"),
+    "image-tiled": ("--image", "in.png", "--size", "144x160", "--tiled", "--guide", "pag=2"),
     "two-pass": ("--size", "160x144", "--two-pass", "--strength", 0.5),
 }
 
@@ -81,6 +84,30 @@ def test_again_needs_the_same_input() -> None:
     Image.new("RGB", (32, 24)).save("in.png")
     other = run("generate", "--again", first)
     assert other.exit_code == 2 and "not the image that the picture was drawn from" in other.stderr
+
+
+def test_again_needs_the_masks_of_its_regions() -> None:
+    first = generated("a", *FAST, "--size", "32x32", "--region", "mask.png:a dog")
+    told = read_settings(first)
+    assert told["regions"][0]["mask"] == "mask.png" and len(told["regions_sha256"][0]) == 64
+    Image.new("L", (32, 24), 255).save("mask.png")
+    other = run("generate", "--again", first)
+    assert other.exit_code == 2 and "mask.png is not the mask of region 1" in other.stderr
+    Path("mask.png").unlink()
+    gone = run("generate", "--again", first)
+    assert gone.exit_code == 2 and "cannot read mask.png" in gone.stderr
+
+
+def test_a_mask_of_a_region_as_data_is_not_repeated() -> None:
+    from pixsigma.editing.opening import as_data
+
+    region = {"prompt": "a dog", "mask": as_data(Image.new("L", (8, 8), 255))}
+    line = {"prompt": "a", "regions": [region], "width": 32, "height": 32}
+    Path("prompts.jsonl").write_text(json.dumps(line))
+    path = generated("--prompts", "prompts.jsonl", *FAST)
+    assert read_settings(path)["regions"][0]["mask"] == "data:"
+    refused = run("generate", "--again", path)
+    assert refused.exit_code == 2 and "mask of region 1 was given as data" in refused.stderr
 
 
 def test_again_takes_the_settings_of_the_picture_alone() -> None:
@@ -160,6 +187,8 @@ def test_a_picture_as_data_is_not_repeated() -> None:
         (["a", "--image", "in.png", "--extend", "up=3"], "--extend must be sides and pixels"),
         (["a", "--image", "in.png", "--extend", "left=9999"], "--extend.left must be less than"),
         (["a", "--two-pass", "--size", "128x128"], "two passes are for sizes above"),
+        (["a", "--tiled"], "tiled refines what is there"),
+        (["a", "--tiled", "--image", "in.png", "--fast"], "leave out fast, or tiled"),
         (["x" * 11_000, "--out", "x.jpg"], "has room for 10,000 bytes"),
     ],
 )

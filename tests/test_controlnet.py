@@ -29,7 +29,7 @@ def asked(base: PixArtTransformer, *controls: Control, t: float = 500.0) -> Tens
 
 def woken(base: PixArtTransformer, seed: int = 5) -> ControlNet:
     """With links that are no longer zero."""
-    net = ControlNet(base)
+    net = ControlNet.copy_of(base)
     torch.manual_seed(seed)
     for name, weight in net.named_parameters():
         if "_proj." in name and "copied" not in name:
@@ -43,7 +43,7 @@ def test_a_fresh_copy_changes_no_bit() -> None:
     x, text, mask, hint = inputs()
     plain = base(x, torch.tensor([500.0]), text, mask)
     assert torch.equal(asked(base), plain)
-    assert torch.equal(asked(base, Control(ControlNet(base), hint)), plain)
+    assert torch.equal(asked(base, Control(ControlNet.copy_of(base), hint)), plain)
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def test_weights_and_ranges() -> None:
 
 def test_only_the_copy_learns() -> None:
     base, hint = small_transformer(LAYERS).requires_grad_(False), inputs()[3]
-    net = ControlNet(base).requires_grad_(True)
+    net = ControlNet.copy_of(base).requires_grad_(True)
     asked(base, Control(net, hint)).square().mean().backward()
     assert all(weight.grad is None for weight in base.parameters())
     links = [net.controlnet[i].after_proj.weight.grad for i in range(2)]
@@ -97,7 +97,7 @@ def test_only_the_copy_learns() -> None:
 
 
 def test_names_are_those_of_the_published_file() -> None:
-    keys = set(ControlNet(small_transformer(LAYERS)).state_dict())
+    keys = set(ControlNet(LAYERS).state_dict())
     assert "controlnet.0.before_proj.weight" in keys
     assert "controlnet.1.after_proj.bias" in keys
     assert "controlnet.1.copied_block.attn.qkv.weight" in keys
@@ -107,4 +107,4 @@ def test_names_are_those_of_the_published_file() -> None:
 @pytest.mark.parametrize("num", [0, 4])
 def test_a_copy_needs_blocks_behind_it(num: int) -> None:
     with pytest.raises(InputError, match="1 to 3"):
-        ControlNet(small_transformer(LAYERS), num)
+        ControlNet(LAYERS, num)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pixsigma.config import ScheduleConfig
@@ -20,7 +19,7 @@ from pixsigma.training.recipe import Recipe, read_recipe
 from pixsigma.training.sections import DistillSection
 from pixsigma.training.trainer import Trainer
 from pixsigma.weights.folder import save_transformer
-from small import SIGMA, small_transformer
+from small import SIGMA, small_features, small_transformer
 
 MEAN, STD = 0.7, 0.4
 TEXT = TextFeatures(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
@@ -172,18 +171,7 @@ device = "cpu"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few-steps")
-    torch.manual_seed(0)
-    width = SIGMA.caption_channels
-    tensors = {
-        "mean": torch.randn(8, 4, 4, 4),
-        "std": torch.zeros(8, 4, 4, 4),
-        "text": torch.randn(5, 6, width),
-        "text_mask": torch.ones(5, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0, 1], [2, -1], [3, 4], [0, -1]] * 2),
-        "null_text": torch.zeros(1, 6, width),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, folder / "features.safetensors")
+    small_features(folder / "features.safetensors")
     save_transformer(small_transformer(), folder / "base" / "transformer")
     return folder
 

@@ -7,7 +7,6 @@ import torch
 from tests.test_pipeline import last, pipeline
 
 from pixsigma import GenerationRequest, InputError, PixArtSigmaPipeline
-from pixsigma.gathering import grouped
 from pixsigma.turns import Asked, Ended, Told, Turn
 
 CLOSE = 1e-4
@@ -60,6 +59,21 @@ def test_parts_take_turns_on_the_device(mode: str) -> None:
     check_same(pipe, requests()[:4], 8)
 
 
+def test_a_picture_does_not_depend_on_the_number_of_threads() -> None:
+    pipe, asked, before = pipeline(), requests()[:6], torch.get_num_threads()
+    found = []
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            found.append([last(pipe.stream(request)).latents for request in asked])
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert one is not None and other is not None
+            assert (other - one).norm() <= CLOSE * one.norm()
+
+
 def test_what_has_one_shape_is_asked_in_one_batch() -> None:
     pipe, rows = pipeline(), []
     pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -104,22 +118,13 @@ def test_prompts_alone_are_requests_and_at_once_is_checked() -> None:
     assert pipe.draw_many([]) == []
 
 
-def test_groups_are_bounded_but_never_empty() -> None:
-    class Fake:
-        def __init__(self, rows: int, kind: int) -> None:
-            self.x, self.kind = torch.zeros(rows), kind
-
-    questions: Any = [Fake(2, 0), Fake(2, 1), Fake(9, 0), Fake(2, 0), Fake(2, 0)]
-    assert grouped(questions, most=4) == [[0], [2], [3, 4], [1]]
-
-
 def test_a_turn_asks_from_below_and_goes_on_when_answered() -> None:
-    def work(turn: Turn[int]) -> Any:
+    def work(ask: Any) -> Any:
         yield 1
-        yield turn.ask("how many?") + 1
+        yield ask("how many?") + 1
 
     turn: Turn[int] = Turn(work)
-    first, asked, second, end = (turn.resume(a) for a in (None, None, 6, None))
+    first, asked, second, end = (turn.resume(a) for a in (None, None, lambda: 6, None))
     assert isinstance(first, Told) and first.value == 1
     assert isinstance(asked, Asked) and asked.question == "how many?"
     assert isinstance(second, Told) and second.value == 7
@@ -129,9 +134,9 @@ def test_a_turn_asks_from_below_and_goes_on_when_answered() -> None:
 def test_a_turn_that_is_stopped_runs_its_finally() -> None:
     seen = []
 
-    def work(turn: Turn[int]) -> Any:
+    def work(ask: Any) -> Any:
         try:
-            yield turn.ask(1)
+            yield ask(1)
         finally:
             seen.append("unwound")
 

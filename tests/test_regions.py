@@ -43,6 +43,18 @@ def test_a_mask_is_scaled_to_the_drawing(tmp_path: Path) -> None:
     assert mask[0, 0, 0].tolist() == [0, 0, 1, 1]
 
 
+def test_a_mask_may_be_a_picture_of_pil_or_a_path(tmp_path: Path) -> None:
+    pipe, mask = pipeline(), Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(tmp_path / "mask.png")
+    found = [
+        latents_of(pipe, seed=1, regions=[{"prompt": "a dog", "mask": each}])
+        for each in (mask, tmp_path / "mask.png", str(tmp_path / "mask.png"))
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
+    assert not torch.equal(found[0], latents_of(pipe, seed=1))
+
+
 @pytest.mark.parametrize("scale", [1.0, 4.5])
 def test_a_region_of_everything_is_its_prompt(scale: float) -> None:
     pipe = pipeline()

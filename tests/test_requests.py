@@ -29,11 +29,13 @@ def test_defaults_are_those_of_the_published_pipeline() -> None:
         "extend": None,
         "inpaint_crop": False,
         "two_pass": False,
+        "tiled": False,
         "loras": (),
         "guidance": GuidanceOptions().model_dump(),
         "prompt_syntax": "plain",
         "long_prompts": "truncate",
         "style": None,
+        "control": (),
         "fast": False,
         "regions": (),
     }

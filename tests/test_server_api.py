@@ -127,16 +127,16 @@ def test_stopping_hands_back_what_is_not_soon_over(tmp_path: Path) -> None:
 
 def test_a_crash_fails_its_own_job_and_the_server_lives(tmp_path: Path) -> None:
     pipe = small_pipeline()
-    stream = pipe.stream
+    stages = pipe.stages
 
-    def fragile(request: Any, **settings: Any) -> Any:
+    def fragile(request: Any, *rest: Any) -> Any:
         if request.prompt == "crash":
             raise ZeroDivisionError("/private/path")
         if request.prompt == "large":
             raise MemoryError
-        return stream(request, **settings)
+        return stages(request, *rest)
 
-    pipe.stream = fragile  # type: ignore[method-assign]
+    pipe.stages = fragile  # type: ignore[method-assign]
     with serving(tmp_path, pipes={"small": pipe}) as client:
         ids = [client.post("/v1/jobs", json=job(p)).json()["id"] for p in ("crash", "large", "ok")]
         crash, large, ok = (wait(client, id) for id in ids)

@@ -166,8 +166,11 @@ def test_overlapping_rows_are_computed_once() -> None:
         assert sorted(asked) == list(range(12))
 
 
-def test_strips_hold_less_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sheets never hold more than the largest layer, which the whole decode holds several times."""
+@pytest.mark.parametrize(("room", "most"), [(0, 1.35), (10**9, 2.1)])
+def test_strips_hold_less_than_the_whole(
+    room: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sheets hold the largest layer, or two where there is room; the whole holds several."""
     alive: dict[int, Any] = {}
     sizes = []
     append = Sheet.append
@@ -181,9 +184,17 @@ def test_strips_hold_less_than_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
         sizes.append(sum(size(s) for ref in alive.values() if (s := ref()) is not None))
 
     monkeypatch.setattr(Sheet, "append", counted)
+    monkeypatch.setattr(strips, "ROOM", room)
     decode_strips(network(), torch.randn(1, 4, 40, 10))
     largest = 8 * 160 * 40 * 4
-    assert largest <= max(sizes) <= 1.35 * largest
+    assert (most - 1) * largest <= max(sizes) <= most * largest
+
+
+def test_room_is_that_of_the_largest_sheet_once_or_twice() -> None:
+    config = AutoencoderConfig()
+    assert strips.sheet_room(config, 512**2, 4) == 2 * 128 * 512**2 * 4
+    assert strips.sheet_room(config, 1536**2, 4) == 128 * 1536**2 * 4
+    assert strips.sheet_room(config, 1100**2, 4) == strips.ROOM
 
 
 def test_sides_must_fit() -> None:

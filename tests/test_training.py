@@ -1,6 +1,8 @@
 """The run: every row once an epoch, exact resumption, a loss that falls."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotF
 from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
+from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
 from pixsigma.training.trainer import Stream, Trainer
+from small import small_features
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RECIPE = """
@@ -41,19 +45,7 @@ log_every = 2
 
 @pytest.fixture
 def features(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "features.safetensors"
-    tensors = {
-        "mean": torch.randn(7, 4, 4, 4),
-        "std": torch.rand(7, 4, 4, 4) * 0.01,
-        "text": torch.randn(5, 6, 12),
-        "text_mask": torch.ones(5, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0, 1], [2, -1], [3, 4], [0, -1], [1, 2], [4, -1], [3, 0]]),
-        "null_text": torch.zeros(1, 6, 12),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, path)
-    return path
+    return small_features(tmp_path / "features.safetensors", 12, num=7, spread=0.01)
 
 
 def recipe(features: Path, steps: int = 8, optimizer: str = "adamw") -> Recipe:
@@ -282,3 +274,41 @@ def test_wrong_recipes_and_features_are_told(features: Path, tmp_path: Path) -> 
     save_file({"mean": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(MismatchError, match="lacks"):
         FeatureSet.load(tmp_path / "other.safetensors")
+
+
+def test_the_coming_step_is_read_ahead_and_errors_come_where_they_belong() -> None:
+    asked: list[int] = []
+
+    def read(step: int) -> int:
+        asked.append(step)
+        if step == 3:
+            raise InputError("nothing there")
+        return 10 * step
+
+    ahead = Ahead(read)
+    assert [ahead.at(step, last=False) for step in (0, 1, 2)] == [0, 10, 20]
+    with pytest.raises(InputError, match="nothing there"):
+        ahead.at(3, last=False)
+    assert ahead.at(7, last=True) == 70  # a run that goes on begins anywhere
+    assert sorted(asked) == [0, 1, 2, 3, 7]
+    assert 0 <= ahead.waited < 10
+
+
+def test_kept_pages_are_not_asked_for_again() -> None:
+    """In a process of its own, since it is told once and for all."""
+    code = """
+import resource, torch
+from pixsigma.training.pages import keep_pages
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fresh = faults()
+print(int(keep_pages()), fresh, faults(), faults())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heard, fresh, _, kept = map(int, told.stdout.split())
+    if not heard:
+        pytest.skip("this C library cannot be told")
+    assert kept < fresh / 10

@@ -1,5 +1,10 @@
 """What a recipe may choose: masks, averages, optimisers, rates, precision, trackers."""
 
+import json
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +27,12 @@ from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import PowerEma, gamma_of
 from pixsigma.training.optim import optimizers
 from pixsigma.training.recipe import Recipe, read_recipe
-from pixsigma.training.run import train
+from pixsigma.training.run import read_metrics, train
 from pixsigma.training.schedule_free import ScheduleFreeAdamW
 from pixsigma.training.sections import OptimizerSection
 from pixsigma.training.step import loss_at
 from pixsigma.training.trainer import Trainer
-from small import SIGMA, small_transformer
+from small import small_features, small_transformer
 
 RECIPE = """
 features = "{folder}/features.safetensors"
@@ -51,18 +56,7 @@ device = "cpu"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    width = SIGMA.caption_channels
-    tensors = {
-        "mean": torch.randn(8, 4, 4, 4),
-        "std": torch.zeros(8, 4, 4, 4),
-        "text": torch.randn(4, 6, width),
-        "text_mask": torch.ones(4, 6, dtype=torch.bool),
-        "captions": torch.tensor([[0], [1], [2], [3]] * 2),
-        "null_text": torch.zeros(1, 6, width),
-        "null_mask": torch.tensor([[True] + [False] * 5]),
-    }
-    save_file(tensors, tmp_path / "features.safetensors")
+    small_features(tmp_path / "features.safetensors", several=False)
     (tmp_path / "recipe.toml").write_text(RECIPE.format(folder=tmp_path))
     return tmp_path
 
@@ -219,6 +213,39 @@ def test_trackers_are_off_unless_named_and_named_if_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="names wandb: pip install wandb"):
         Trainer(recipe(folder, run__trackers=["wandb"]), folder)
+
+
+def test_tensorboard_is_told_every_report(folder: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = folder / "run"
+    reports = list(train(recipe(folder, run__trackers=["tensorboard"], run__steps=3), out))
+    (events,) = (out / "pixsigma").glob("events.out.tfevents.*")
+    log = reader.EventAccumulator(str(events.parent))
+    log.Reload()
+    told = {scalar.step: scalar.value for scalar in log.Scalars("loss")}
+    assert told == pytest.approx({report.step: report.loss for report in reports})
+    assert {"learning_rate", "samples_per_second"} <= set(log.Tags()["scalars"])
+
+
+def test_trackio_is_told_every_report(folder: Path) -> None:
+    """In a process of its own: trackio reads where to write when it is imported."""
+    pytest.importorskip("trackio")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from pixsigma.training.recipe import read_recipe\n"
+        "from pixsigma.training.run import train\n"
+        "plan = read_recipe(Path(sys.argv[1]), {'run.trackers': ['trackio'], 'run.steps': 3})\n"
+        "list(train(plan, Path(sys.argv[2])))\n"
+    )
+    place = {"TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(folder / "recipe.toml"), str(folder / "run")]
+    subprocess.run(command, check=True, timeout=200, env=os.environ | place)
+    (kept,) = (folder / "trackio").glob("pixsigma*.db")
+    with sqlite3.connect(kept) as database:
+        rows = [json.loads(row[0]) for row in database.execute("select metrics from metrics")]
+    told = [row["loss"] for row in rows if "loss" in row]
+    reports = read_metrics(folder / "run" / "metrics.jsonl")
+    assert told == pytest.approx([row["loss"] for row in reports])
 
 
 def test_a_mask_beside_a_picture_goes_into_its_shard(tmp_path: Path) -> None:

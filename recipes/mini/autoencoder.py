@@ -1,8 +1,9 @@
 """Train mini's KL autoencoder from scratch on the pictures of `data.py`; the schedule is by time.
 
-    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--resume]
+    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--init VAE] [--resume]
 
-Writes OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
+`--init` goes on from the weights of a folder that it wrote, with a schedule of its own. Writes
+OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
 OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with `--resume`.
 On processors, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high spare most page faults.
 """
@@ -27,17 +28,21 @@ from pixsigma.config import AutoencoderConfig
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.training.optim import Muon
 from pixsigma.weights.files import save_tensors
+from pixsigma.weights.folder import read_autoencoder
 
 CONFIG = AutoencoderConfig(
     block_out_channels=(16, 32, 64, 128),
     layers_per_block=1,
     norm_num_groups=8,
     scaling_factor=1.0,
-    sample_size=128,
+    sample_size=256,
 )
-LARGE, SMALL = 128, 64
+SIZES = (64, 128, 256)
+CROP, WHOLE = 64, 128
 NUM_HELD_OUT = 64
 CHECKPOINT_SECONDS = 120.0
+LONGEST_STEP = 10.0
+"""Seconds; what is longer is a pause of the machine, and no part of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Options:
     """What one run is; written into its checkpoints."""
 
     minutes: float = 24.0
-    batch: int = 6
+    batch: int = 12
     lr: float = 3e-3
     warmup: float = 0.02
     """Part of the time that the learning rate rises linearly."""
@@ -81,31 +86,29 @@ def as_images(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """All pictures at both sizes, in memory."""
+Pictures = dict[int, Tensor]
+"""Every picture at every size, in memory."""
 
-    large: Tensor
-    small: Tensor
 
-    @classmethod
-    def read(cls, paths: list[Path]) -> "Pictures":
-        """Decode and resize every file."""
-        return cls(pictures(paths, LARGE), pictures(paths, SMALL))
+def read_pictures(paths: list[Path]) -> Pictures:
+    """Decode and resize every file."""
+    return {size: pictures(paths, size) for size in SIZES}
 
-    def batch(self, step: int, options: Options) -> Tensor:
-        """Whole small pictures and crops of large ones; every fourth batch, whole large ones."""
-        rng = np.random.default_rng((options.seed, step))
-        if step % 4 == 3:
-            picked = self.large[rng.integers(len(self.large), size=options.batch // 4)]
-            return as_images(flipped(picked, rng))
-        half = options.batch // 2
-        whole = self.small[rng.integers(len(self.small), size=half)]
-        crops = []
-        for i in rng.integers(len(self.large), size=options.batch - half):
-            top, left = rng.integers(LARGE - SMALL + 1, size=2)
-            crops.append(self.large[i, :, top : top + SMALL, left : left + SMALL])
-        return as_images(flipped(torch.cat([whole, torch.stack(crops)]), rng))
+
+def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
+    """Crops of one side from pictures of all sizes; every fourth batch, whole pictures."""
+    rng = np.random.default_rng((options.seed, step))
+    if step % 4 == 3:
+        whole = data[WHOLE]
+        picked = whole[rng.integers(len(whole), size=options.batch // 4)]
+        return as_images(flipped(picked, rng))
+    crops = []
+    for n in range(options.batch):
+        size = SIZES[n % len(SIZES)]
+        i = rng.integers(len(data[size]))
+        top, left = rng.integers(size - CROP + 1, size=2)
+        crops.append(data[size][i, :, top : top + CROP, left : left + CROP])
+    return as_images(flipped(torch.stack(crops), rng))
 
 
 def flipped(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -156,10 +159,13 @@ def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim
 class Run:
     """A model, its average, its optimisers and how far they are."""
 
-    def __init__(self, options: Options, out: Path) -> None:
+    def __init__(self, options: Options, out: Path, init: Path | None = None) -> None:
         torch.manual_seed(options.seed)
         self.options, self.out = options, out
         self.model = KLAutoencoder(CONFIG)
+        if init is not None:
+            before = read_autoencoder(init, dtype=torch.float32)
+            self.model.load_state_dict(before.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = build_optimizers(self.model, options)
         self.step, self.seconds = 0, 0.0
@@ -170,7 +176,7 @@ class Run:
         while self.seconds < self.options.minutes * 60:
             losses.append(self._one_step(data))
             now = time.monotonic()
-            self.seconds, last = self.seconds + now - last, now
+            self.seconds, last = self.seconds + min(now - last, LONGEST_STEP), now
             if self.seconds - saved >= CHECKPOINT_SECONDS or self.step == 20:
                 self.save()
                 loss, divergence = np.mean(losses, axis=0)
@@ -184,7 +190,7 @@ class Run:
         lr = self.options.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         torch.manual_seed(self.options.seed + self.step)
         loss, divergence = training_loss(
-            self.model, data.batch(self.step, self.options), self.options
+            self.model, training_batch(data, self.step, self.options), self.options
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -245,15 +251,15 @@ def psnr(pixels: Tensor, others: Tensor) -> float:
 
 
 def quality(model: KLAutoencoder, held: Pictures) -> str:
-    """PSNR at both sizes."""
-    small, large = (psnr(p, reconstructed(model, p)) for p in (held.small, held.large))
-    return f"PSNR {SMALL}px {small:.2f} dB, {LARGE}px {large:.2f} dB"
+    """PSNR at every size."""
+    each = (f"{size}px {psnr(p, reconstructed(model, p)):.2f} dB" for size, p in held.items())
+    return "PSNR " + ", ".join(each)
 
 
 @torch.no_grad()
 def all_means(model: KLAutoencoder, data: Pictures) -> Tensor:
-    """(num, C, H, W): the unscaled latents of all small pictures."""
-    return torch.cat([model.moments(as_images(p))[0] for p in data.small.split(64)])
+    """(num, C, H, W): the unscaled latents of all pictures at the size of whole ones."""
+    return torch.cat([model.moments(as_images(p))[0] for p in data[WHOLE].split(32)])
 
 
 @torch.no_grad()
@@ -292,13 +298,13 @@ def write_folder(model: KLAutoencoder, config: AutoencoderConfig, folder: Path) 
 
 
 def write_sheet(model: KLAutoencoder, held: Pictures, path: Path, columns: int = 12) -> None:
-    """Rows of originals over reconstructions: two of large pictures, two of small ones."""
+    """Rows of originals over reconstructions: two of each size."""
     rows = []
-    for pixels in (held.large, held.small):
+    for pixels in held.values():
         for first in (0, len(pixels) - columns):
             some = pixels[first : first + columns]
             for row in (some, reconstructed(model, some).byte()):
-                big = F.interpolate(row.float(), size=(LARGE, LARGE), mode="nearest").byte()
+                big = F.interpolate(row.float(), size=(WHOLE, WHOLE), mode="area").byte()
                 rows.append(torch.cat(list(big), dim=-1))
     Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(path)
 
@@ -326,15 +332,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=Options.minutes)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=Options.lr)
+    parser.add_argument("--init", type=Path, help="folder of weights to go on from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    run = Run(Options(minutes=args.minutes), args.out)
+    run = Run(Options(minutes=args.minutes, lr=args.lr), args.out, args.init)
     if args.resume and (args.out / "checkpoint.pt").exists():
         run.resume()
     train, kept = read_paths(args.data, run.options.seed)
-    data, held = Pictures.read(train), Pictures.read(kept)
+    data, held = read_pictures(train), read_pictures(kept)
     with (args.out / "log.txt").open("a") as log:
 
         def tell(line: str) -> None:
@@ -344,7 +352,7 @@ def main() -> None:
             log.flush()
 
         for line in run.train(data):
-            tell(f"{line}, {quality(run.average, held)}")
+            tell(f"{line}, {quality(run.average, {WHOLE: held[WHOLE]})}")
         done = finish(run, data, held)
         tell(done)
     (args.out / "READY").write_text(done + "\n")

@@ -33,10 +33,13 @@ from torch.nn import functional
 from pixsigma.config import T5Config
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import Tokenizer
+from pixsigma.weights.folder import read_text_encoder
 
 CONFIG = T5Config(vocab_size=32128, d_model=192, d_kv=48, num_heads=4, d_ff=512, num_layers=4)
 MAX_LENGTH = 120
 HELD_OUT = 1500
+NEIGHBOURS = (-2, -1, 1, 2)
+"""The places beside a token, whose words its state must tell."""
 TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.json",
@@ -52,8 +55,11 @@ def main() -> None:
     tokenizer = Tokenizer(args.tokenizer / "spiece.model", max_length=MAX_LENGTH)
     data = cached(args.out / "phrases.pt", lambda: gather(args, tokenizer))
     start = cached(args.out / "embeddings.pt", lambda: piece_embeddings(args, tokenizer))
-    student = Student(CONFIG)
+    student = Student(CONFIG, start)
     student.initialise(start)
+    if args.init is not None:
+        before = read_text_encoder(args.init, dtype=torch.float32, max_tokens=MAX_LENGTH)
+        student.encoder.load_state_dict(before.encoder.state_dict())
     train(student, data, args)
     print(f"held-out cosine to the teacher {held_out_cosine(student, data):.4f}", flush=True)
     equalise(student.encoder, data)
@@ -68,6 +74,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--things", type=Path, default=Path(__file__).parent / "things.txt")
     parser.add_argument("--captions", type=Path, help="captions.jsonl of data.py")
+    parser.add_argument("--init", type=Path, help="folder of an encoder to go on from")
     parser.add_argument("--number", type=int, default=100_000, help="generated phrases")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=256)
@@ -157,12 +164,14 @@ def piece_embeddings(args: argparse.Namespace, tokenizer: Tokenizer) -> Tensor:
 
 
 class Student(nn.Module):
-    """The encoder and the head that is thrown away after distilling."""
+    """The encoder and the heads that are thrown away after distilling."""
 
-    def __init__(self, config: T5Config) -> None:
+    def __init__(self, config: T5Config, words: Tensor) -> None:
         super().__init__()
         self.encoder = T5Encoder(config)
         self.head = nn.Linear(config.d_model, 384)
+        self.beside = nn.Linear(config.d_model, len(NEIGHBOURS) * config.d_model)
+        self.register_buffer("words", words, persistent=False)
 
     def initialise(self, embeddings: Tensor) -> None:
         """Fan-in normal weights (scores are not scaled, so q also takes 1 / sqrt(d_kv))."""
@@ -184,6 +193,19 @@ class Student(nn.Module):
         mean = pooled(features, mask)
         return features, mean, self.head(mean)
 
+    def neighbour_error(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Squared error of the words beside each token, told by its state alone; scalar."""
+        told = self.beside(features).unflatten(-1, (len(NEIGHBOURS), -1))
+        errors = []
+        for place, offset in enumerate(NEIGHBOURS):
+            index = torch.arange(ids.shape[1]) + offset
+            inside = (index >= 0) & (index < ids.shape[1])
+            index = index.clamp(0, ids.shape[1] - 1)
+            there = mask & mask[:, index] & inside
+            wanted = self.words[ids[:, index][there]]
+            errors.append((told[:, :, place][there] - wanted).square().mean())
+        return torch.stack(errors).mean()
+
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
     """(B, E): the mean over real tokens."""
@@ -200,7 +222,8 @@ def loss_of(student: Student, ids: Tensor, mask: Tensor, target: Tensor) -> Tens
     raw = (similarities(mean - mean.mean(0)) - similarities(target - target.mean(0))).square()
     tokens = features[mask]
     spread = tokens.mean(0).square().mean() + (tokens.std(0) - 1).square().mean()
-    return distance + 5 * relation + 2 * raw.mean() + 0.1 * spread
+    beside = student.neighbour_error(features, ids, mask)
+    return distance + 5 * relation + 2 * raw.mean() + 0.1 * spread + beside
 
 
 def similarities(vectors: Tensor) -> Tensor:
@@ -227,7 +250,8 @@ def train(student: Student, data: dict[str, Any], args: argparse.Namespace) -> N
         optimizer.step()
         step += 1
         now = time.monotonic()
-        used, mark = used + now - mark, now
+        # what is longer is a pause of the machine, and no part of the schedule
+        used, mark = used + min(now - mark, 10.0), now
         if step % 50 == 0:
             held = held_out_cosine(student, data, 256)
             print(f"step {step} {used:.0f} s loss {loss:.4f} held out {held:.4f}", flush=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class LoraStack:
     """None while they are being changed, so that a failure there does not pass for done."""
     network: nn.Module | None = None
     """Whose weights `base` has."""
+    in_use: WeakValueDictionary[Any, Adapter] = field(default_factory=WeakValueDictionary)
+    """What requests asked for, as long as one is drawn with it."""
 
     def wanted(self) -> Weighted:
         """What the pipeline draws with when a request asks for nothing else."""
@@ -98,9 +101,21 @@ def refuse_unfused(pipe: "PixArtSigmaPipeline") -> None:
 
 
 def read_choices(pipe: "PixArtSigmaPipeline", choices: Iterable["LoraChoice"]) -> Weighted:
-    """The adapters that a request asks for; raises WeightsError."""
+    """The adapters that a request asks for; raises WeightsError.
+
+    Those of drawings at the same time are one object, so that they can share batches.
+    """
     asked = [choice for choice in choices if choice.weight]
-    return tuple((read_adapter(c.path, adaptable(pipe)), c.weight) for c in asked)
+    return tuple((_read_once(pipe, c.path), c.weight) for c in asked)
+
+
+def _read_once(pipe: "PixArtSigmaPipeline", path: str | Path) -> Adapter:
+    path, network = Path(path).expanduser(), adaptable(pipe)
+    written = path.stat().st_mtime_ns if path.exists() else 0
+    key = str(path), written, id(network)
+    if (known := pipe.loras.in_use.get(key)) is None:
+        known = pipe.loras.in_use[key] = read_adapter(path, network)
+    return known
 
 
 @dataclass(frozen=True)

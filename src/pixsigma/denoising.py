@@ -15,6 +15,8 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
+from pixsigma.models.controlnet import Control, Controlled
+from pixsigma.models.windows import Windowed
 from pixsigma.shapes import Latents
 
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
@@ -68,8 +70,12 @@ class Drawing:
     given: Given | None = None
     fast: FastOptions | None = None
     """What may be left out."""
+    window: tuple[int, int] | None = None
+    """(height, width) in latents of the tiles that the network sees; None: all at once."""
     steering: Steering | None = None
     """More than classifier-free guidance of one text; then `text` and `negative` are not read."""
+    controls: tuple[Control, ...] = ()
+    """Hints that are followed, their networks on the device."""
 
 
 def denoise(
@@ -104,6 +110,10 @@ def predictions(
 ) -> Callable[[int], Predict]:
     """The denoiser of each step."""
     kind, levels = schedule.config.prediction_type, drawing.levels
+    if drawing.controls:
+        network = Controlled(network, drawing.controls)
+    if drawing.window is not None:
+        network = Windowed(network, drawing.window)
     if drawing.fast is not None and hasattr(network, "through"):
         ends = levels[0].timestep, levels[-1].timestep
         network = CachingTransformer(network, drawing.fast, *ends)

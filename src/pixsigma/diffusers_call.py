@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pixsigma import images as pictures
 from pixsigma.buckets import bin_table, check_size, nearest
+from pixsigma.controls import follower
 from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.editing.plan import as_request
 from pixsigma.errors import InputError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.cleaning import clean_caption as cleaned_once
@@ -60,13 +62,14 @@ def call_as_diffusers(
     clean_caption: bool = True,
     use_resolution_binning: bool = True,
     max_sequence_length: int | None = None,
+    control: Sequence[Any] = (),
 ) -> PipelineOutput | tuple[Any]:
     """Draw, with the arguments, defaults and numbers of diffusers' PixArtSigmaPipeline.
 
+    `control` is ours: hints for every picture, as `GenerationRequest.control` has them.
     Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
     """
-    side_h, side_w = self.default_size
-    asked = height or side_h, width or side_w
+    asked = height or self.default_size[0], width or self.default_size[1]
     size = binned(self, asked) if use_resolution_binning else asked
     check_size(size[1], size[0], self.multiple)
     prepare = cleaned_twice if clean_caption else lowered
@@ -76,8 +79,7 @@ def call_as_diffusers(
     negative = None
     if guidance_scale > 1:  # below 1 diffusers does not guide either
         embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
-        negative_prompt = None if embeds is not None else spread(negative_prompt or "", num)
-        negative = features(self, negative_prompt, embeds, mask, prepare, limit)
+        negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, num)
         negative = negative.repeat_interleave(num_images_per_prompt)
     sampler = with_eta(self.sampler, eta)
     levels = sampler.levels(self.schedule, num_inference_steps)
@@ -93,9 +95,35 @@ def call_as_diffusers(
         latents,
         step_end(self, callback_on_step_end),
     )
-    *_, last = self.denoised(sampler, drawing)
+    *_, last = self.denoised(sampler, hinted(self, drawing, control, size, asked))
     images = finished(self, last.latents, asked, size, output_type)
     return PipelineOutput(images) if return_dict else (images,)
+
+
+def led_away(
+    pipe: "PixArtSigmaPipeline",
+    prompt: str | list[str] | None,
+    embeds: Tensor | None,
+    mask: Tensor | None,
+    prepare: Callable[[str], str],
+    max_tokens: int,
+    num: int,
+) -> TextFeatures:
+    """Features of the negative prompts, one for each of `num`."""
+    prompt = None if embeds is not None else spread(prompt or "", num)
+    return features(pipe, prompt, embeds, mask, prepare, max_tokens)
+
+
+def hinted(
+    pipe: "PixArtSigmaPipeline",
+    drawing: Any,
+    control: Sequence[Any],
+    size: tuple[int, int],
+    asked: tuple[int, int],
+) -> Any:
+    """The drawing with the hints that it follows."""
+    followed = follower(pipe, as_request("", {"control": control}).control, asked)
+    return dataclasses.replace(drawing, controls=followed(drawing.levels, size))
 
 
 def binned(pipe: "PixArtSigmaPipeline", size: tuple[int, int]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Rows of a batch do not see one another, so an answer is what it would be alone, up to rounding.
 Texts keep their own lengths: cross-attention runs once for each length that occurs, and none is
-padded. What differs in size is asked apart.
+padded. What differs in size is asked by turns.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -34,9 +34,35 @@ class Question:
     @property
     def kind(self) -> Hashable:
         """Equal for questions that one batch can hold."""
+        if any(words.memo for caption in self.texts for words in caption):
+            return id(self)  # what the texts remember, they remember of these rows
         how = self.perturbation
         disturbed = how and (how.kind, how.layers, how.blur)
-        return self.x.shape[1:], self.x.dtype, self.x.device, disturbed
+        return self.network, self.x.shape[1:], self.x.dtype, self.x.device, disturbed
+
+    @property
+    def cost(self) -> int:
+        """Places of all latents: what the network has to work through."""
+        return self.x[:, 0].numel()
+
+    def answer(self) -> Tensor:
+        """The network's answer to this question alone."""
+        return _asked(self, self.x, self.times, self.texts, self.perturbation)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Work with the network that no batch can hold; equal to no other."""
+
+    network: Any
+    answer: Callable[[], Any]
+    cost: int = 0
+    """As a question's; what costs 0 does not wait for its turn."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Its own."""
+        return id(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +86,7 @@ class Part:
 class Asking:
     """The network as one drawing sees it: whoever owns all drawings does the work.
 
-    `ask` takes a Question, or a function to call there and then.
+    `ask` takes a Question or a Call; `network` compares equal where weights and adapters are.
     """
 
     def __init__(self, network: Any, ask: Callable[[Any], Any]) -> None:
@@ -68,39 +94,30 @@ class Asking:
         self.ask = ask
 
     def __getattr__(self, name: str) -> Any:
-        # `read` and `embed`, where the network has them
+        # `read` and `embed`, where the network has them, and the parts of its forward pass
         found = getattr(self.network, name)
-        return lambda *arguments: self.ask(partial(found, *arguments))
+        if not callable(found):
+            return found
+
+        def asked(*arguments: Any, **named: Any) -> Any:
+            cost = arguments[0][..., 0].numel() * 4 if name == "through" else 0
+            return self.ask(Call(self.network, partial(found, *arguments, **named), cost))
+
+        return asked
 
     def __call__(self, x: Latents, t: Any, text: Any, *rest: Any, **extra: Any) -> Tensor:
         """The network's answer."""
         if isinstance(t, Tensor):  # a network that reads nothing beforehand
-            return self.ask(partial(self.network, x, t, text, *rest, **extra))
+            found = partial(self.network, x, t, text, *rest, **extra)
+            return self.ask(Call(self.network, found, x[:, 0].numel()))
         return self.ask(Question(self.network, x, t, text, **extra))
-
-
-def grouped(questions: Sequence[Question], most: int) -> list[list[int]]:
-    """Which questions are asked together: of one kind, with about `most` rows at most."""
-    kinds: dict[Hashable, list[int]] = {}
-    for k, question in enumerate(questions):
-        kinds.setdefault(question.kind, []).append(k)
-    groups: list[list[int]] = []
-    for same in kinds.values():
-        rows = 0
-        for k in same:
-            if not rows or rows + len(questions[k].x) > most:
-                groups.append([])
-                rows = 0
-            groups[-1].append(k)
-            rows += len(questions[k].x)
-    return groups
 
 
 def answered(questions: Sequence[Question]) -> list[Tensor]:
     """One forward pass for questions of one kind."""
     first = questions[0]
     if len(questions) == 1:
-        return [_asked(first, first.x, first.times, first.texts, first.perturbation)]
+        return [first.answer()]
     parts = sorted(
         (part for k, question in enumerate(questions) for part in parts_of(k, question)),
         key=lambda part: (part.disturbed, part.length),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from pixsigma.errors import InputError, OutputError
 from pixsigma.provenance import KINDS, MADE, embedded, save_options
 from pixsigma.shapes import Images, Latents
+from pixsigma.signing import Signer, credentials
 
 _LONGEST_STEM = 80
 
@@ -37,6 +38,12 @@ def to_numpy(images: Images) -> NDArray[np.float32]:
     """(B, height, width, 3) in [0, 1], clamped."""
     array: NDArray[np.float32] = to_unit(images.float()).permute(0, 2, 3, 1).cpu().numpy()
     return array
+
+
+def signed(picture: Image.Image) -> Images:
+    """A picture as (1, 3, height, width) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def to_pil(images: Images) -> list[Image.Image]:
@@ -107,13 +114,15 @@ def write_picture(
     *,
     suffix: str = ".png",
     source_type: str = MADE,
+    signer: Signer | None = None,
 ) -> Path:
     """Write `folder/stem.png` whole or not at all, with its settings inside; return its path.
 
     `suffix` is one of `provenance.KINDS`, `source_type` IPTC's term that marks the picture as made
-    by a model; settings of None are left out. A name that is taken gets a counter (`stem-2.png`),
-    also when another process takes it at this moment: no file is ever overwritten. Raises
-    OutputError when the folder cannot be written.
+    by a model; settings of None are left out. A `signer` adds a C2PA manifest. A name that is taken
+    gets a counter (`stem-2.png`), also when another process takes it at this moment: no file is
+    ever overwritten. Raises OutputError when the folder cannot be written, InputError where the
+    signer cannot sign.
     """
     kind = KINDS[suffix.lower()]
     size = {"width": image.width, "height": image.height}
@@ -122,6 +131,10 @@ def write_picture(
     try:
         with temporary.open("xb") as file:
             image.save(file, kind, **options)
+        if signer is not None:
+            title = f"{stem}{suffix}"
+            content = signer.signed(temporary.read_bytes(), kind, source_type, title)
+            temporary.write_bytes(content)
         return _publish(temporary, folder, stem, suffix)
     except OSError as error:
         raise OutputError(f"cannot write a picture to {folder}: {error}") from error
@@ -163,6 +176,18 @@ def read_provenance(path: Path) -> tuple[dict[str, Any] | None, str | None]:
         raise InputError(f"{path}: {error}") from error
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def read_credentials(path: Path) -> dict[str, Any] | None:
+    """Who signed a picture of ours and whether that holds, None for nobody; see `signing`.
+
+    Raises InputError, and MissingExtraError where there is a manifest and nothing to read it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return credentials(content, KINDS[path.suffix.lower()])
 
 
 def _publish(temporary: Path, folder: Path, stem: str, suffix: str) -> Path:

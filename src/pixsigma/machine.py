@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from pixsigma.errors import InputError
 
@@ -28,12 +29,14 @@ class Machine:
     """Bytes that the process takes before anything is loaded."""
     flops: float | None = None
     """A second, of a product of matrices; None where it was not measured."""
+    attention: float | None = None
+    """The same of attention; None: as of a product."""
     bandwidth: float | None = None
     """Bytes a second of stored weights, read from memory and made fp32."""
 
 
 def this_machine(device: torch.device, dtype: torch.dtype, measure: bool = True) -> Machine:
-    """Look, and if wanted measure for about half a second."""
+    """Look, and if wanted measure for about a second."""
     if device.type == "cuda":
         found = Machine(device=device, memory=torch.cuda.mem_get_info(device)[0])
     else:
@@ -41,7 +44,12 @@ def this_machine(device: torch.device, dtype: torch.dtype, measure: bool = True)
         found = Machine(device=device, memory=available_memory() + base, base=base)
     if not measure:
         return found
-    return replace(found, flops=product_rate(device, dtype), bandwidth=cast_rate())
+    return replace(
+        found,
+        flops=product_rate(device, dtype),
+        attention=attention_rate(device, dtype),
+        bandwidth=cast_rate(),
+    )
 
 
 def resident_memory() -> int:
@@ -74,6 +82,14 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.randn(rows, inner, device=device, dtype=dtype)
     weight = torch.randn(outer, inner, device=device, dtype=dtype)
     return 2.0 * rows * inner * outer / _quickest(lambda: x @ weight.T, device)
+
+
+def attention_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of attention, at the heads of the XL transformer."""
+    heads, tokens, width = 16, 1024 if device.type == "cpu" else 4096, 72
+    q = torch.randn(1, heads, tokens, width, device=device, dtype=dtype)
+    seconds = _quickest(lambda: scaled_dot_product_attention(q, q, q), device)
+    return 4.0 * heads * tokens**2 * width / seconds
 
 
 def cast_rate() -> float:

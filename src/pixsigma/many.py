@@ -1,20 +1,23 @@
 """Requests that are not alike, drawn side by side: whatever can share a batch does."""
 
+import contextvars
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from pixsigma import adapters
+from pixsigma.controls import working
 from pixsigma.denoising import Drawing, Step, denoise
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.errors import InputError
-from pixsigma.gathering import Asking, Question, answered, grouped
-from pixsigma.turns import Asked, Ended, Turn
+from pixsigma.gathering import Asking, Call, Question, answered
+from pixsigma.turns import Answer, Ended, Told, Turn
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -23,8 +26,50 @@ if TYPE_CHECKING:
 Denoised: TypeAlias = Callable[[Sampler, Drawing, adapters.Weighted], Iterator[Step]]
 """Runs the loop of a drawing."""
 
+Ask: TypeAlias = Callable[[Any], Any]
+"""Asks the owner of all drawings a Question or a Call of the network, or an Errand."""
+
 AT_ONCE = 8
 """Pictures that are in the making together; guidance makes two or three rows of each."""
+
+MOST_PLACES = 2**16
+"""Latents of one batch: two pictures of 1024 pixels with guidance; beyond that a batch is no
+quicker a picture, and the small ones in it wait longer."""
+
+SWITCH = 2**12
+"""Latents that cost about as much as changing adapters: others' have their turn after so many."""
+
+
+@dataclass(frozen=True)
+class Errand:
+    """Work that needs neither the transformer nor its turn: texts, pictures, files."""
+
+    call: Answer
+
+
+def elsewhere(ask: Ask, call: Callable[..., Any], *arguments: Any) -> Any:
+    """What `call` returns, while other drawings may go on; it sees the context of this one."""
+    return ask(Errand(partial(contextvars.copy_context().run, call, *arguments)))
+
+
+def stages_in_company(
+    pipe: "PixArtSigmaPipeline", request: "GenerationRequest", ask: Ask
+) -> Iterator[Step]:
+    """The stages of a request whose owner has other drawings too."""
+    away = partial(elsewhere, ask)
+    loras = away(adapters.read_choices, pipe, request.loras)
+    return pipe.stages(request, loras, partial(asking, pipe, ask), away)
+
+
+@torch.no_grad()
+def asking(
+    pipe: "PixArtSigmaPipeline", ask: Ask, sampler: Sampler, drawing: Drawing, loras: Any
+) -> Iterator[Step]:
+    """The loop of one drawing, its network asked for."""
+    network = Asking(adapters.Adapted(pipe, loras), ask)
+    with working(pipe, drawing.controls):
+        for step in denoise(network, sampler, pipe.schedule, drawing):
+            yield replace(step, preview=partial(pipe.preview, step.latents))
 
 
 def stream_many(
@@ -38,7 +83,7 @@ def stream_many(
     Each has its own loop; those that wait for the network are asked together where their latents
     have one shape, whatever their prompts, steps, samplers and guidance, and a finished one makes
     room for the next. Pictures are those of `stream`, up to rounding. Requests with the same
-    adapters are drawn together. `at_once` bounds the pictures in the making.
+    adapters are drawn one after the other. `at_once` bounds the pictures in the making.
 
     Raises InputError, and what `stream` raises for the first request that fails.
     """
@@ -47,9 +92,30 @@ def stream_many(
     if at_once < 1:
         raise InputError(f"at_once is how many pictures are in the making, got {at_once}")
     checked = [as_request(request, {}) for request in requests]
-    for places in by_adapters(checked):
-        loras = adapters.read_choices(self, checked[places[0]].loras)
-        yield from Company(self, loras, at_once).drawn({k: checked[k] for k in places})
+    return _drawn(self, checked, deque(by_adapters(checked)), at_once)
+
+
+def _drawn(
+    pipe: "PixArtSigmaPipeline",
+    requests: "Sequence[GenerationRequest]",
+    todo: deque[int],
+    at_once: int,
+) -> Iterator[tuple[int, Step]]:
+    company = Company()
+
+    def has_room(num_images: int) -> bool:  # one request always has
+        making = sum(requests[k].num_images for k in company.members)
+        return not making or making + num_images <= at_once
+
+    try:
+        while todo or company.members:
+            while todo and has_room(requests[todo[0]].num_images):
+                k = todo.popleft()
+                yield from company.join(k, partial(stages_in_company, pipe, requests[k]))
+            yield from company.step()
+    finally:
+        company.stop()
+        adapters.put_on(pipe, pipe.loras.wanted())
 
 
 def draw_many(
@@ -63,105 +129,165 @@ def draw_many(
     return [last[k] for k in range(len(requests))]
 
 
-def by_adapters(requests: "Sequence[GenerationRequest]") -> list[list[int]]:
-    """The places of requests with the same adapters, as weights change only between them."""
+def by_adapters(requests: "Sequence[GenerationRequest]") -> list[int]:
+    """The places of the requests, those with the same adapters beside each other."""
     found: dict[Any, list[int]] = {}
     for k, request in enumerate(requests):
         found.setdefault(request.loras, []).append(k)
-    return list(found.values())
+    return [k for places in found.values() for k in places]
 
 
+@dataclass(eq=False)
+class Member:
+    """A drawing in the making."""
+
+    turn: Turn[Any]
+    spent: float
+    """What the network has worked through for it; it began with what the least had."""
+    waits: Question | Call | Future[Any] | None = None
+
+
+@dataclass
 class Company:
-    """Drawings under the same adapters, and the network that serves them by turns."""
+    """Drawings in the making, and the network that serves them by turns, all in one thread.
 
-    def __init__(self, pipe: "PixArtSigmaPipeline", loras: adapters.Weighted, at_once: int) -> None:
-        self.pipe = pipe
-        self.loras = loras
-        self.at_once = at_once
-        self.turns: dict[int, Turn[Step]] = {}
-        self.sizes: dict[int, int] = {}
-        self.waiting: dict[int, Any] = {}
-        self.placed = ExitStack()
-        self.is_placed = False
+    They join and leave between two steps. With a `pool` errands are run there while the network
+    goes on, and `on_errand` is called when one is done, in whatever thread.
+    """
+
+    pool: Executor | None = None
+    on_errand: Callable[[], None] = lambda: None
+    members: dict[Any, Member] = field(default_factory=dict)
+    most: int = MOST_PLACES
+    _placed: ExitStack = field(default_factory=ExitStack)
+    _network: Any = None
+    """What was asked last, on its device."""
 
     @torch.no_grad()
-    def drawn(self, requests: "dict[int, GenerationRequest]") -> Iterator[tuple[int, Step]]:
-        """All steps of all requests."""
-        todo = deque(requests.items())
+    def join(self, key: Any, work: Callable[[Ask], Iterator[Any]]) -> list[tuple[Any, Any]]:
+        """Begin with `work`, up to where it waits; returns pairs of `key` and what it yields."""
+        spent = min((member.spent for member in self.members.values()), default=0.0)
+        self.members[key] = Member(Turn(work), spent)
+        return self._advance(key)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[Any, Any]]:
+        """Hand out what has come back and one batch of answers; what was yielded on them.
+
+        Raises what the work raises; then it has left.
+        """
+        told = []
+        waiting = [(key, member.waits) for key, member in self.members.items()]
+        for key, errand in waiting:
+            if isinstance(errand, Future) and errand.done():
+                told += self._advance(key, errand.result)
+        keys = self.chosen()
+        for key, answer in zip(keys, self._answers(keys), strict=True):
+            told += self._advance(key, answer)
+        return told
+
+    @property
+    def idle(self) -> bool:
+        """Whether no one waits for the network."""
+        return not any(isinstance(m.waits, Question | Call) for m in self.members.values())
+
+    def chosen(self) -> list[Any]:
+        """Who is asked next: whoever had least, and all that a batch with it holds.
+
+        A drawing of few latents gets its steps as often as a large one its share, so it is soon
+        over.
+        """
+
+        def behind(key: Any) -> float:
+            network = self.members[key].waits.network  # type: ignore[union-attr]
+            return self.members[key].spent + (SWITCH if network != self._network else 0)
+
+        asking = [k for k, m in self.members.items() if isinstance(m.waits, Question | Call)]
+        group: list[Any] = []
+        cost, kind = 0, None
+        for key in sorted(asking, key=behind):
+            question: Any = self.members[key].waits
+            if not group or (question.kind == kind and cost + question.cost <= self.most):
+                group.append(key)
+                cost, kind = cost + question.cost, question.kind
+        return group
+
+    @torch.no_grad()
+    def stop(self) -> None:
+        """Unwind every drawing where it stands."""
+        for member in self.members.values():
+            member.turn.stop()
+        self.members.clear()
+        self._leave()
+
+    # Going on
+
+    def _advance(self, key: Any, answer: Answer | None = None) -> list[tuple[Any, Any]]:
+        member, told = self.members[key], []
+        member.waits = None
         try:
-            with adapters.adapted(self.pipe, self.loras) as network:
-                while todo or self.waiting:
-                    while todo and self.has_room(todo[0][1].num_images):
-                        yield from self.begin(network, *todo.popleft())
-                    for k, answer in self.answers():
-                        yield from self.advance(k, answer)
-        finally:
-            for turn in self.turns.values():
-                turn.stop()
-            self.leave()
+            while not isinstance(report := member.turn.resume(answer), Ended):
+                answer = None
+                if isinstance(report, Told):
+                    told.append((key, report.value))
+                elif (answer := self._at_once(member, report.question)) is None:
+                    return told
+        except BaseException:
+            del self.members[key]
+            raise
+        del self.members[key]
+        return told
 
-    def has_room(self, num_images: int) -> bool:
-        """Whether so many more may be begun; one request always may."""
-        return not self.sizes or sum(self.sizes.values()) + num_images <= self.at_once
-
-    def begin(
-        self, network: Any, k: int, request: "GenerationRequest"
-    ) -> Iterator[tuple[int, Step]]:
-        """The first stages of a request, up to its first question."""
-        self.leave()
-
-        def work(turn: Turn[Step]) -> Iterator[Step]:
-            return self.pipe.stages(
-                request, self.loras, partial(asking, self.pipe, network, turn.ask)
-            )
-
-        self.turns[k], self.sizes[k] = Turn(work), request.num_images
-        yield from self.advance(k, None)
-
-    def advance(self, k: int, answer: Any) -> Iterator[tuple[int, Step]]:
-        """Drawing k goes on to its next question, or its end."""
-        while not isinstance(report := self.turns[k].resume(answer), Asked | Ended):
-            if report.value.stage == "decoding":
-                self.leave()
-            yield k, report.value
-            answer = None
-        if isinstance(report, Asked):
-            self.waiting[k] = report.question
+    def _at_once(self, member: Member, question: Any) -> Answer | None:
+        """The answer where there is one already; else the member waits for it."""
+        if not isinstance(question, Errand):
+            if question.cost == 0:
+                return partial(self._alone, question)
+            member.waits = question
+        elif self.pool is None:
+            self._leave()
+            return question.call
         else:
-            del self.turns[k], self.sizes[k]
+            member.waits = self.pool.submit(question.call)
+            member.waits.add_done_callback(lambda _: self.on_errand())
+        return None
 
-    def answers(self) -> list[tuple[int, Any]]:
-        """Answers to all that wait."""
-        asked, self.waiting = self.waiting, {}
-        self.enter()
-        alone = [(k, asking()) for k, asking in asked.items() if not isinstance(asking, Question)]
-        places = [k for k, asking in asked.items() if isinstance(asking, Question)]
-        for group in grouped([asked[k] for k in places], most=3 * self.at_once):
-            found = answered([asked[places[i]] for i in group])
-            alone += [(places[i], each) for i, each in zip(group, found, strict=True)]
-        return alone
+    # The network
 
-    def enter(self) -> None:
-        """Bring the transformer to the device, where it is not yet."""
-        if not self.is_placed:
-            self.placed.enter_context(self.pipe.placement.running(self.pipe.transformer))
-            self.is_placed = True
+    def _answers(self, keys: Sequence[Any]) -> list[Answer]:
+        """An answer to each, asked together; where that fails each is asked alone, and fails by
+        itself.
+        """
+        questions: list[Any] = [self.members[key].waits for key in keys]
+        for key, question in zip(keys, questions, strict=True):
+            self.members[key].spent += question.cost
+        if len(questions) > 1:
+            try:
+                self._enter(questions[0].network)
+                return [partial(_given, found) for found in answered(questions)]
+            except (RuntimeError, MemoryError):
+                pass
+        return [partial(self._alone, question) for question in questions]
 
-    def leave(self) -> None:
+    def _alone(self, question: Question | Call) -> Any:
+        self._enter(question.network)
+        with question.network.pipe.placement.running():  # which tells of memory that is short
+            return question.answer()
+
+    def _enter(self, network: Any) -> None:
+        """Bring the transformer to its device with these adapters, unless it is there."""
+        if network != self._network:
+            self._leave()
+            network.settle()  # before the weights travel: at rest it takes no room on the device
+            placement = network.pipe.placement
+            self._placed.enter_context(placement.running(network.pipe.transformer))
+            self._network = network
+
+    def _leave(self) -> None:
         """Make room for the text encoder and the autoencoder, where parts take turns."""
-        self.placed.close()
-        self.is_placed = False
+        self._placed.close()
+        self._network = None
 
 
-@torch.no_grad()
-def asking(
-    pipe: "PixArtSigmaPipeline",
-    network: Any,
-    ask: Callable[[Any], Any],
-    sampler: Sampler,
-    drawing: Drawing,
-    _: adapters.Weighted,
-) -> Iterator[Step]:
-    """The loop of one drawing, its network asked for."""
-    for step in denoise(Asking(network, ask), sampler, pipe.schedule, drawing):
-        yield replace(step, preview=partial(pipe.preview, step.latents))
+def _given(value: Any) -> Any:
+    return value

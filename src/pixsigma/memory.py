@@ -11,12 +11,13 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.strips import decode_strips
+from pixsigma.models.narrow import BLOCK_ROWS
+from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.rehearsal import Cost, rehearse
 from pixsigma.weights.facts import Facts
-from pixsigma.weights.streaming import AHEAD, BLOCK_BYTES
+from pixsigma.weights.streaming import AHEAD
 
 Mode: TypeAlias = Literal["resident", "model", "sequential"]
 
@@ -59,8 +60,9 @@ class PartPlan:
 
     name: str
     way: str
-    """`resident`, `streamed`, `from the prompt cache`, `brought when it works` or `layer by layer`;
-    for the autoencoder with how it decodes."""
+    """`resident`, `in its file` (read there and staying), `streamed` (read anew for each prompt),
+    `from the prompt cache`, `brought when it works` or `layer by layer`; for the autoencoder with
+    how it decodes."""
     device: str
     precision: str
     weights: int
@@ -80,7 +82,8 @@ class Plan:
     parts: tuple[PartPlan, ...]
     peak: int
     """Bytes on the machine's device, the process included."""
-    stream_text: bool
+    stream_text: bool | int
+    """As `from_pretrained` takes it: a number is how many bytes of the text encoder stay."""
     decode: str
     placement: Mode
     advice: tuple[str, ...] = ()
@@ -122,7 +125,7 @@ def require(plan: Plan) -> Plan:
 def candidates(facts: Facts, wish: Wish, machine: Machine) -> Iterator[Plan]:
     """Every plan for the device, quickest first."""
     ways = EXACT_WAYS if wish.decode is None else (wish.decode,)
-    texts = (False, True) if facts.streamable and not wish.cached else (False,)
+    texts = text_ways(facts, wish, machine)
     places: Sequence[Mode] = ("resident", "model", "sequential")
     for placement in places if machine.device.type != "cpu" else places[:1]:
         quick = [way for way in ways if way != "strips-spill"]
@@ -132,8 +135,22 @@ def candidates(facts: Facts, wish: Wish, machine: Machine) -> Iterator[Plan]:
             yield settled(facts, wish, machine, stream, way, placement)
 
 
+def text_ways(facts: Facts, wish: Wish, machine: Machine) -> tuple[bool | int, ...]:
+    """How the text encoder can be had, quickest first, as `from_pretrained(stream_text=)`.
+
+    On a CPU, numbers that are narrower on disk than they are computed with stay in the file: that
+    is as quick as a copy and half of its size.
+    """
+    if wish.cached or not facts.streamable:
+        return (False,)
+    stored = facts.stored["text_encoder"]
+    if machine.device.type == "cpu" and stored < wish.dtype.itemsize:
+        return int(stored * parameters(T5Encoder, facts.text_encoder)), True
+    return False, True
+
+
 def settled(
-    facts: Facts, wish: Wish, machine: Machine, stream: bool, way: str, placement: Mode
+    facts: Facts, wish: Wish, machine: Machine, stream: bool | int, way: str, placement: Mode
 ) -> Plan:
     """The plan of these choices, whether it fits or not."""
     text = text_part(facts, wish, machine, stream)
@@ -164,23 +181,29 @@ def settled(
     )
 
 
-def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool) -> PartPlan:
+def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) -> PartPlan:
     """The text encoder for a prompt and, under guidance, the empty one."""
     config = facts.text_encoder
     if wish.cached:
-        return _part("text encoder", "from the prompt cache", wish, machine, 0, 0, 0.0)
+        none = Cost(flops=0.0, num_bytes=0)
+        return _part("text encoder", "from the prompt cache", wish, machine, 0, none)
     cost = text_cost(config, wish.tokens)
     num = parameters(T5Encoder, config)
     stored = facts.stored["text_encoder"] * num
-    flops = cost.flops * (1 + 1 / wish.tokens if wish.guided else 1)
+    cost = cost.times(1 + 1 / wish.tokens if wish.guided else 1)
     if not stream:
         weights = num * wish.dtype.itemsize
-        return _part("text encoder", "resident", wish, machine, weights, cost.num_bytes, flops)
+        return _part("text encoder", "resident", wish, machine, weights, cost)
+    block = BLOCK_ROWS * config.d_ff * wish.dtype.itemsize
+    if stream > 1:
+        return _part(
+            "text encoder", "in its file", wish, machine, stored, cost.beside(block), stored
+        )  # fmt: skip
     layer = stored / (config.num_layers + 1)
     # the matrices ahead are those of a layer; one more is at work
-    work = cost.num_bytes + layer * (AHEAD + 2) / AHEAD + BLOCK_BYTES
+    cost = cost.beside(layer * (AHEAD + 2) / AHEAD + block)
     reading = stored * (2 if wish.guided else 1)
-    return _part("text encoder", "streamed", wish, machine, 0, work, flops, reading)
+    return _part("text encoder", "streamed", wish, machine, 0, cost, reading)
 
 
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
@@ -188,9 +211,8 @@ def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
     rows = 2 if wish.guided else 1
     cost = step_cost(facts.transformer, wish.height // 8, wish.width // 8, rows, wish.tokens)
     weights = parameters(PixArtTransformer, facts.transformer) * wish.dtype.itemsize
-    work = cost.num_bytes * wish.dtype.itemsize / 4
-    flops = cost.flops * wish.steps
-    return _part("transformer", "resident", wish, machine, weights, work, flops)
+    cost = cost.times(wish.steps).in_precision(wish.dtype)
+    return _part("transformer", "resident", wish, machine, weights, cost)
 
 
 def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPlan:
@@ -198,8 +220,8 @@ def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPl
     config = facts.autoencoder
     cost = decode_cost(config, way, wish.height, wish.width)
     weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
-    work = cost.num_bytes * wish.dtype.itemsize / 4
-    return _part("autoencoder", f"resident, {way}", wish, machine, weights, work, cost.flops)
+    cost = cost.in_precision(wish.dtype)
+    return _part("autoencoder", f"resident, {way}", wish, machine, weights, cost)
 
 
 def _part(
@@ -208,13 +230,14 @@ def _part(
     wish: Wish,
     machine: Machine,
     weights: float,
-    work: float,
-    flops: float,
+    cost: Cost,
     reading: float = 0.0,
 ) -> PartPlan:
     seconds = None
     if machine.flops and machine.bandwidth:
-        seconds = flops / (machine.flops * SHARE[name]) + reading / machine.bandwidth
+        seconds = (cost.flops - cost.attention) / (machine.flops * SHARE[name])
+        seconds += cost.attention / (machine.attention or machine.flops)
+        seconds += reading / machine.bandwidth
     precision = str(wish.dtype).removeprefix("torch.")
     return PartPlan(
         name=name,
@@ -222,7 +245,7 @@ def _part(
         device=str(machine.device),
         precision=precision,
         weights=int(weights),
-        work=int(work * SCRATCH),
+        work=int(cost.num_bytes * SCRATCH),
         seconds=seconds,
     )
 
@@ -267,7 +290,7 @@ def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) ->
         pixels = height * width
         again = 1.0 if max(height, width) <= side else 16 / 9  # each is shifted by 3/4 of its side
         share = pixels * again / (min(side, height) * min(side, width))
-        return Cost(flops=tile.flops * share, num_bytes=tile.num_bytes + 24 * pixels)
+        return tile.times(share).beside(24 * pixels)
     most = max(height, width)
     factor = config.factor
     small = tuple(
@@ -277,13 +300,13 @@ def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) ->
     ratio = height * width / (small[0] * small[1])
     numbers = config.block_out_channels[-1] * height * width / factor**2
     attention = 4.0 * (numbers / config.block_out_channels[-1]) * numbers
-    kept = {"strips": 4, "strips-half": 2, "strips-spill": 0}[way] * config.block_out_channels[0]
+    itemsize = {"strips": 4, "strips-half": 2, "strips-spill": 0}[way]
     pixels = height * width
-    fixed = max(0, sample.num_bytes - kept * small[0] * small[1])
+    fixed = max(0, sample.num_bytes - sheet_room(config, small[0] * small[1], itemsize))
     # keys, values and queries of the middle; the picture and a copy of it
-    growing = max(kept * pixels, 12 * numbers) + 24 * pixels
+    growing = max(sheet_room(config, pixels, itemsize), 12 * numbers) + 24 * pixels
     flops = (sample.flops - attention / ratio**2) * ratio + attention
-    return Cost(flops=flops, num_bytes=int(fixed + growing))
+    return Cost(flops=flops, attention=attention, num_bytes=int(fixed + growing))
 
 
 def _decoded(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:
@@ -297,7 +320,7 @@ def _decoded(config: AutoencoderConfig, way: str, height: int, width: int) -> Co
     cost = rehearse(lambda: decode_strips(net, z, keep=keep))
     if way != "strips-spill":
         return cost
-    kept = config.block_out_channels[0] * height * width * 4
+    kept = sheet_room(config, height * width, 4)
     return replace(cost, num_bytes=max(0, cost.num_bytes - kept))
 
 
@@ -313,7 +336,8 @@ def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
     half = replace(wish, width=wish.width // 32 * 16, height=wish.height // 32 * 16)
     if min(half.width, half.height) >= 128:
         less = min(candidates(facts, half, machine), key=lambda found: found.peak)
-        yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
+        if less.peak < 0.97 * smallest.peak:
+            yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
     if plan.decode != "strips-half" and plan.decode.startswith("strips"):
         other = settled(facts, wish, machine, plan.stream_text, "strips-half", plan.placement)
         if other.peak < 0.97 * plan.peak:

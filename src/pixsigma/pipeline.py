@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pixsigma import adapters
+from pixsigma import adapters, controls
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
@@ -24,7 +24,7 @@ from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.many import Denoised, draw_many, stream_many
-from pixsigma.models.decoding import autoencoder_in
+from pixsigma.models.decoding import autoencoder_in, colours_of
 from pixsigma.models.quantized import has_int8
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import Placement, choose_device, release
@@ -37,6 +37,10 @@ from pixsigma.weights.quantized import CPU_MODES
 
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
+
+
+def _here(call: Callable[..., Any], *arguments: Any) -> Any:
+    return call(*arguments)
 
 
 class PixArtSigmaPipeline:
@@ -61,6 +65,7 @@ class PixArtSigmaPipeline:
         """How the autoencoder works, a name of `models.decoding.WAYS`: whole; in strips, the same
         in less memory; or in blended tiles, whose norms and attention see one tile alone."""
         self.loras = adapters.LoraStack()
+        self.controls = controls.Shelf()
 
     # Loading, saving, placing
 
@@ -74,7 +79,7 @@ class PixArtSigmaPipeline:
         variant: str | None = None,
         text_and_vae: str | Path | None = None,
         quantize: str | None = None,
-        stream_text: bool = False,
+        stream_text: bool | int = False,
         prompt_cache: str | Path | None = None,
         **parts: Any,
     ) -> "PixArtSigmaPipeline":
@@ -83,9 +88,9 @@ class PixArtSigmaPipeline:
         `transformer=`, `text_encoder=`, `vae=`, `sampler=` replace a part, None leaves it out;
         what is replaced is not read. `quantize` gives the transformer fewer bits: `int8` on a CPU,
         a mode of torchao on a GPU (docs/performance.md). `stream_text` leaves the text encoder in
-        its file, to be read layer by layer for each prompt; `prompt_cache` is a folder that keeps
-        what it answers, so that a prompt which comes again does without it. Raises WeightsError,
-        InputError or MissingExtraError.
+        its file, to be read layer by layer for each prompt (a number: of which so many bytes stay);
+        `prompt_cache` is a folder that keeps what it answers, so that a prompt which comes again
+        does without it. Raises WeightsError, InputError or MissingExtraError.
         """
         fields = {"vae": "autoencoder"} | {k: k for k in ("transformer", "text_encoder", "sampler")}
         if unknown := sorted(parts.keys() - fields.keys()):
@@ -190,6 +195,8 @@ class PixArtSigmaPipeline:
     set_loras = adapters.set_loras
     unload_loras = adapters.unload_loras
     fuse_loras = adapters.fuse_loras
+    load_control = controls.load_control
+    unload_controls = controls.unload_controls
 
     # The form to use in programs
 
@@ -210,10 +217,17 @@ class PixArtSigmaPipeline:
     draw_many = draw_many
 
     def stages(
-        self, request: "GenerationRequest", loras: adapters.Weighted, denoised: Denoised
+        self,
+        request: "GenerationRequest",
+        loras: adapters.Weighted,
+        denoised: Denoised,
+        away: Callable[..., Any] = _here,
     ) -> Iterator[Step]:
-        """The stages of a request whose adapters are read; `denoised` runs the loop."""
-        plan = planned(request, self.default_size, self.multiple)
+        """The stages of a request whose adapters are read; `denoised` runs the loop, `away` calls
+        what needs no transformer.
+        """
+        plan = away(planned, request, self.default_size, self.multiple)
+        followed = controls.follower(self, request.control, plan.whole, plan.canvas)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
@@ -227,12 +241,16 @@ class PixArtSigmaPipeline:
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
-            steering = steering_of(self, request, max(1, len(levels) - 1), each.size)
+            steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
             text, scale = steering.texts[0][0].features, request.guidance_scale
-            drawing = self.drawing(text, None, scale, levels, each.size, generators)
-            given = self.given(plan, each, images)
+            drawing = self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen)
             drawing = dataclasses.replace(
-                drawing, steering=steering, given=given, fast=request.shortcuts
+                drawing,
+                steering=steering,
+                given=away(self.given, plan, each, images),
+                fast=request.shortcuts,
+                window=each.tile(self.factor),
+                controls=away(followed, levels, each.size),
             )
             for step in denoised(sampler, drawing, loras):
                 index = before + step.index
@@ -241,9 +259,9 @@ class PixArtSigmaPipeline:
             before = index
             yield dataclasses.replace(last, stage="decoding")
             assert last.latents is not None
-            images = self.decode(last.latents)
+            images = away(self.decode, last.latents)
         assert images is not None
-        yield dataclasses.replace(last, stage="done", images=plan.finished(images))
+        yield dataclasses.replace(last, stage="done", images=away(plan.finished, images))
 
     # The three rooms that a prompt goes through
 
@@ -279,7 +297,7 @@ class PixArtSigmaPipeline:
         self, sampler: Sampler, drawing: Drawing, loras: adapters.Weighted = ()
     ) -> Iterator[Step]:
         """Yield the denoising steps; `loras` come on top of the pipeline's own."""
-        with adapters.adapted(self, loras) as network, self.placement.running(self.transformer):
+        with adapters.adapted(self, loras) as network, controls.placed(self, drawing.controls):
             for step in denoise(network, sampler, self.schedule, drawing):
                 yield dataclasses.replace(step, preview=partial(self.preview, step.latents))
 
@@ -330,14 +348,8 @@ class PixArtSigmaPipeline:
     @cached_property
     @torch.no_grad()
     def _preview_matrix(self) -> Tensor:
-        """(C + 1, 3): what the autoencoder makes of flat latents, fitted by least squares."""
-        num = self.transformer_config.in_channels
-        flat = torch.cat([torch.zeros(1, num), torch.eye(num), -torch.eye(num)])
         with self.placement.running(self.vae):
-            patches = flat[:, :, None, None].expand(-1, -1, 4, 4).to(self.device)
-            colours = self.vae.decode(patches).float().mean(dim=(2, 3)).cpu()
-        inputs = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        return torch.linalg.lstsq(inputs, colours).solution
+            return colours_of(self.vae, self.transformer_config.in_channels, self.device)
 
     def drawing(
         self,
@@ -349,25 +361,22 @@ class PixArtSigmaPipeline:
         generators: Sequence[torch.Generator],
         latents: Latents | None = None,
         on_step: OnStep | None = None,
+        seen: tuple[int, int] | None = None,
     ) -> Drawing:
         """Bring everything that the loop needs to the device.
 
-        One generator draws for the whole batch; several draw for a picture each.
+        One generator draws for the whole batch; several draw for a picture each. `seen` is the
+        size that micro-conditions tell, where the network sees tiles.
         """
-        height, width = size
         dtype = self.dtype
         num = max(len(text.mask), len(generators))
-        shape = (
-            num,
-            self.transformer_config.in_channels,
-            height // self.factor,
-            width // self.factor,
-        )
+        height, width = (side // self.factor for side in size)
+        shape = num, self.transformer_config.in_channels, height, width
         draw = partial(draw_noise, shape, generators)
         latents = draw() if latents is None else latents
         conditions = None
         if self.transformer_config.use_additional_conditions:
-            size_rows = torch.tensor([[height, width]], device=self.device).expand(num, 2)
+            size_rows = torch.tensor([seen or size], device=self.device).expand(num, 2)
             conditions = Conditions(size_rows.float(), size_rows[:, :1] / size_rows[:, 1:])
         return Drawing(
             latents.to(self.device, torch.float32),

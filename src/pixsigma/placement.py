@@ -87,8 +87,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release(*parts: nn.Module | None) -> None:
     """Undo what `sequential` attached, so that the parts can be placed anew."""
+    hooked = [part for part in parts if part is not None and hasattr(part, "_hf_hook")]
+    if not hooked:
+        return
     from accelerate.hooks import remove_hook_from_module
 
-    for part in parts:
-        if part is not None and hasattr(part, "_hf_hook"):
-            remove_hook_from_module(part, recurse=True)
+    for part in hooked:
+        remove_hook_from_module(part, recurse=True)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,22 @@ class Cost:
 
     flops: float
     """Multiplications and additions of products, convolutions and attention."""
+    attention: float = 0.0
+    """Of these, those of attention, for which a machine has a rate of its own."""
     num_bytes: int
     """The most that activations take at once; weights and the scratch of kernels come on top."""
+
+    def times(self, share: float) -> "Cost":
+        """Of so many runs, one after the other."""
+        return replace(self, flops=self.flops * share, attention=self.attention * share)
+
+    def beside(self, num_bytes: float) -> "Cost":
+        """With other memory held meanwhile."""
+        return replace(self, num_bytes=int(self.num_bytes + num_bytes))
+
+    def in_precision(self, dtype: torch.dtype) -> "Cost":
+        """Of a rehearsal in float32, in another precision."""
+        return replace(self, num_bytes=self.num_bytes * dtype.itemsize // 4)
 
 
 class _Live(TorchDispatchMode):
@@ -73,7 +87,8 @@ def rehearse(run: Callable[[], Any]) -> Cost:
     live, attention = _Live(), _Attention()
     with torch.no_grad(), FlopCounterMode(display=False) as flops, live, attention:
         run()
-    return Cost(flops=flops.get_total_flops() + attention.flops, num_bytes=live.most)
+    total = flops.get_total_flops() + attention.flops
+    return Cost(flops=total, attention=attention.flops, num_bytes=live.most)
 
 
 def is_tensor(leaf: Any) -> bool:

@@ -11,6 +11,7 @@ from pixsigma.buckets import check_size
 from pixsigma.errors import InputError, PixsigmaError, PromptFileError
 from pixsigma.fast_options import FAST, FastOptions
 from pixsigma.guidance_options import GuidanceOptions
+from pixsigma.hints import KIND
 from pixsigma.prompts.parse import parse
 from pixsigma.prompts.tree import Clause, unparse, written
 from pixsigma.styles import Style, style_from, style_named
@@ -37,7 +38,37 @@ class LoraChoice(BaseModel):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-"""A place in a picture, as a share of its width or height."""
+"""A place in a picture, as a share of its width or height, or a step as a share of all."""
+
+
+class ControlChoice(BaseModel):
+    """A hint that the picture follows, by a ControlNet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    kind: str = Field(pattern=KIND)
+    """What the ControlNet follows: edges, depth, pose, or any word that names a loaded one."""
+    hint: str = Field(min_length=1, repr=False)
+    """A picture in the shape of the drawing: a path, or `data:image/png;base64,…`."""
+    ready: bool = False
+    """Whether it is a map of edges already, for the kind `edges`, which else makes one of it. Hints
+    of other kinds are always ready."""
+    network: str | None = Field(None, min_length=1, max_length=4096)
+    """File or folder of the ControlNet; None is the one that the pipeline has for this kind."""
+    weight: float = 1.0
+    """Its strength; 0 leaves it off."""
+    start: Share = 0.0
+    """It works from this share of the steps on."""
+    end: Share = 1.0
+    """And up to this one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ControlChoice":
+        if self.start >= self.end:
+            raise InputError(
+                f"a control starts before it ends, got start {self.start:g} and end {self.end:g}"
+            )
+        return self
 
 
 class Region(BaseModel):
@@ -65,7 +96,13 @@ class Region(BaseModel):
 class GenerationRequest(BaseModel):
     """One prompt and how to draw it, plain data; the names are those of the diffusers call."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     prompt: str = Field(max_length=100_000)
     negative_prompt: str = Field("", max_length=100_000)
@@ -98,13 +135,17 @@ class GenerationRequest(BaseModel):
     """What to draw anew, white on black, in the size of the picture; grey mixes the two."""
     strength: float | None = Field(None, ge=0, le=1)
     """Share of the steps that are taken from the picture on: 0 gives it back, 1 begins with noise.
-    None is 0.6 for a picture, 1 under a mask and 0.4 in the second pass."""
+    None is 0.6 for a picture, 1 under a mask, 0.4 in the second pass and 0.2 in tiles."""
     extend: dict[Literal["left", "right", "top", "bottom"], Extension] | None = None
     """Pixels of new canvas on each side of the picture."""
     inpaint_crop: bool = False
     """Work on a part around the mask, of the model's native size or more, in full resolution."""
     two_pass: bool = False
     """Draw in the size the model was trained on, then enlarge and refine."""
+    control: Annotated[tuple[ControlChoice, ...], Field(strict=False, max_length=20)] = ()
+    """Hints that the picture follows; what they add is summed."""
+    tiled: bool = False
+    """Refine (the second pass, or a picture) in overlapping tiles of the trained size."""
     fast: bool | FastOptions = False
     """Whether to leave out what costs much and changes little; true is the preset."""
     guidance: GuidanceOptions = GuidanceOptions()
@@ -153,6 +194,15 @@ class GenerationRequest(BaseModel):
                 raise InputError("strength needs image or two_pass: there is nothing to begin from")
         elif self.two_pass:
             raise InputError("two_pass draws from text alone: give image or two_pass, not both")
+        if self.tiled and self.image is None and not self.two_pass:
+            raise InputError(
+                "tiled refines what is there: give image or two_pass; from noise alone every tile "
+                "would draw the whole prompt"
+            )
+        if self.tiled and self.control:
+            raise InputError("a hint is for the whole picture: leave out control, or tiled")
+        if self.tiled and self.fast:
+            raise InputError("fast compares a tile with the one before: leave out fast, or tiled")
         if self.inpaint_crop and not (self.mask or self.extend):
             raise InputError("inpaint_crop works around a mask: give mask or extend")
         if self.extend is not None and not any(self.extend.values()):

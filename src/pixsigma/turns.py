@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 T = TypeVar("T")
+
+Answer: TypeAlias = Callable[[], Any]
+"""Called by the work that asked: it returns the answer, or raises why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +38,13 @@ class Turn(Generic[T]):
     so nothing that they share needs a lock, and networks keep their one team of threads.
     """
 
-    def __init__(self, work: "Callable[[Turn[T]], Iterator[T]]") -> None:
+    def __init__(self, work: "Callable[[Callable[[Any], Any]], Iterator[T]]") -> None:
         self._work = work
         self._greenlet = greenlet(self._run)
 
     # For the owner
 
-    def resume(self, answer: Any = None) -> "Asked | Told[T] | Ended":
+    def resume(self, answer: Answer | None = None) -> "Asked | Told[T] | Ended":
         """Run until the next question, value or end; raises what the work raises."""
         self._greenlet.parent = getcurrent()
         report: Asked | Told[T] | Ended = self._greenlet.switch(answer)
@@ -53,13 +56,13 @@ class Turn(Generic[T]):
             self._greenlet.parent = getcurrent()
             self._greenlet.throw(GreenletExit)
 
-    # For the work
+    # For the work, which is given `ask`
 
     def ask(self, question: Any) -> Any:
-        """The owner's answer."""
-        return self._greenlet.parent.switch(Asked(question))
+        """The owner's answer, or the error that it has for one."""
+        return self._greenlet.parent.switch(Asked(question))()
 
     def _run(self, _: Any) -> Ended:
-        for value in self._work(self):
+        for value in self._work(self.ask):
             self._greenlet.parent.switch(Told(value))
         return Ended()

@@ -1,7 +1,7 @@
 """`--again`: the settings inside a picture, as a job that draws it again."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pixsigma._version import __version__
@@ -12,7 +12,22 @@ from pixsigma.errors import InputError
 from pixsigma.images import read_settings
 from pixsigma.requests import GenerationRequest, request_from
 
-BESIDE = {"again", "out", "device", "dtype", "image", "mask", "metadata", "batch", "json", "quiet"}
+BESIDE = {
+    "again",
+    "out",
+    "device",
+    "dtype",
+    "image",
+    "mask",
+    "metadata",
+    "batch",
+    "json",
+    "quiet",
+} | {
+    "sign",
+    "sign_key",
+    "sign_time",
+}
 """Flags that go with --again; the others are in the picture."""
 
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -34,6 +49,8 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
             fields[field] = flags[field]
         if fields.get(field):
             check_source(field, fields[field], settings.get(f"{field}_sha256"))
+    fields["control"] = [checked_hint(control) for control in fields.get("control", ())]
+    check_regions(fields.get("regions") or [], settings.get("regions_sha256") or [])
     if settings.get("pixsigma") != __version__:
         warnings.warn(
             f"{flags['again']} was drawn by pixsigma {settings.get('pixsigma')}, this is "
@@ -46,6 +63,38 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
     places = {"device": str(settings.get("device", "auto")).partition(":")[0]}
     anew = {name: flags[name] for name in ("device", "dtype") if name in written}
     return {"requests": [request_from(FLAGS, **fields)], **recorded, **places, **anew}
+
+
+def checked_hint(control: Mapping[str, Any]) -> dict[str, Any]:
+    """A control of a picture's settings as a request has it; raises InputError.
+
+    Its hint must be where it was, and the same.
+    """
+    control = dict(control)
+    expected, hint = control.pop("hint_sha256", None), control["hint"]
+    if is_data(hint):
+        raise InputError("a hint was given as data and is not known by name: draw from the request")
+    if fingerprint(hint) != expected:
+        raise InputError(f"{hint} is not the hint that the picture was drawn from; put that back")
+    return control
+
+
+def check_regions(regions: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Raise InputError unless the masks of the regions are those that the picture had."""
+    sources = [region.get("mask") if isinstance(region, Mapping) else None for region in regions]
+    for k, source in enumerate(sources, start=1):
+        if source is None:
+            continue
+        if is_data(source):
+            raise InputError(
+                f"the mask of region {k} was given as data and is not in the picture: draw it with "
+                "--region MASK:TEXT and the settings that `pixsigma info` shows"
+            )
+        if fingerprint(source) != (expected[k - 1] if k <= len(expected) else None):
+            raise InputError(
+                f"{source} is not the mask of region {k} that the picture was drawn with; put that "
+                "one back"
+            )
 
 
 def check_source(field: str, source: str, expected: str | None) -> None:

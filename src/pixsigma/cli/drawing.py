@@ -26,7 +26,9 @@ from pixsigma.placement import choose_device
 from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
 from pixsigma.quantize import check_mode
 from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.signing import Signer
 from pixsigma.weights.adapters import adapter_file
+from pixsigma.weights.controls import control_file
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -48,6 +50,8 @@ class Job:
     """A folder, or a file that ends in .png, .jpg or .webp."""
     metadata: bool = True
     """Whether the settings are written into the pictures; the mark of IPTC always is."""
+    sign: tuple[Path, Path, str | None] | None = None
+    """Certificates, key and an authority for the time, where pictures are signed."""
     aspect: tuple[int, int] | None = None
     """Width and height of the shape, for requests that name no size."""
     device: str = "auto"
@@ -91,12 +95,13 @@ def draw_all(job: Job) -> None:
     check_mode(job.quantize, device)
     dtype = choose_dtype(job.dtype, device)
     check_writable(job.folder)
+    signer = Signer.from_files(*job.sign) if job.sign else None
     with stage(f"loading {job.model}", job.quiet):
         pipe = load(job, device, dtype)
     requests = [settled(request, job, pipe) for request in job.requests]
     steps = pipe.stream_many(requests, at_once=job.batch)
     for number, done, seconds in watch_many(steps, len(requests), job.quiet):
-        for result in saved(pipe, requests[number], job, done, seconds):
+        for result in saved(pipe, requests[number], job, done, seconds, signer):
             tell(result, job)
 
 
@@ -114,6 +119,9 @@ def check(job: Job) -> None:
         check_sampler(get_sampler(request.sampler), request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
+        for control in request.control:
+            if control.network is not None:
+                control_file(control.network)
         told = {**remembered(request), "model": job.model, "text_and_vae": job.text_and_vae}
         told["quantize"] = job.quantize
         if job.metadata:
@@ -147,7 +155,12 @@ def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -
 
 
 def saved(
-    pipe: "PixArtSigmaPipeline", request: GenerationRequest, job: Job, done: Step, seconds: float
+    pipe: "PixArtSigmaPipeline",
+    request: GenerationRequest,
+    job: Job,
+    done: Step,
+    seconds: float,
+    signer: Signer | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the pictures of a request, yield what is to be told of each."""
     for image, seed in zip(done.images, done.seeds, strict=True):
@@ -168,6 +181,7 @@ def saved(
             settings if job.metadata else None,
             suffix=job.suffix,
             source_type=COMPOSITE if request.mask or request.extend else MADE,
+            signer=signer,
         )
         size = {"width": image.width, "height": image.height}
         yield {"path": str(path), "seconds": round(seconds, 2), **settings, **size}
@@ -183,6 +197,14 @@ def remembered(request: GenerationRequest) -> dict[str, Any]:
         if source := told[field]:
             told[f"{field}_sha256"] = fingerprint(source)
             told[field] = shortened(source)
+    for control in told["control"]:
+        control["hint_sha256"] = fingerprint(control["hint"])
+        control["hint"] = shortened(control["hint"])
+    masks = [region.mask for region in request.regions]
+    if any(masks):
+        told["regions_sha256"] = [mask and fingerprint(mask) for mask in masks]
+        for region, mask in zip(told["regions"], masks, strict=True):
+            region["mask"] = mask and shortened(mask)
     return told
 
 

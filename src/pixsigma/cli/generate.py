@@ -27,7 +27,10 @@ def generate(
     extend: options.Extend = None,
     inpaint_crop: options.InpaintCrop = False,
     two_pass: options.TwoPass = False,
+    tiled: options.Tiled = False,
     lora: options.Lora = None,
+    control: options.Control = None,
+    controlnet: options.ControlNet = None,
     again: options.Again = None,
     region: options.Region = None,
     guide: options.Guide = None,
@@ -37,6 +40,9 @@ def generate(
     styles: options.StyleFile = None,
     out: options.Out = Path("outputs"),
     metadata: options.Metadata = True,
+    sign: options.Sign = None,
+    sign_key: options.SignKey = None,
+    sign_time: options.SignTime = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     fast: options.Fast = False,
@@ -52,9 +58,10 @@ def generate(
 ) -> None:
     """Draw pictures from prompts, or from pictures and prompts."""
     flags = dict(locals())
-    from pixsigma.cli.wishes import given, wishes
+    from pixsigma.cli.wishes import given, signing, wishes
 
     wished = wishes(flags, given(context))
+    wished |= {"sign": signing(sign, sign_key, sign_time)}
 
     from pixsigma.cli.drawing import Job, draw_all  # brings torch, after the checks without it
 

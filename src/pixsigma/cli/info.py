@@ -37,12 +37,19 @@ def info(
 
 def picture_facts(path: Path) -> dict[str, Any]:
     """What a picture says of its making; raises InputError where it says nothing."""
-    from pixsigma.images import read_provenance
+    from pixsigma.errors import MissingExtraError
+    from pixsigma.images import read_credentials, read_provenance
 
     settings, source_type = read_provenance(path)
+    facts: dict[str, Any] = {"digital_source_type": source_type}
+    try:
+        signed = read_credentials(path)
+        facts |= {f"c2pa_{name}": value for name, value in (signed or {}).items()}
+    except MissingExtraError as error:
+        facts["c2pa_state"] = f"not read: {error}"
     if settings is None and source_type is None:
         raise InputError(f"{path} holds no settings; pixsigma writes them into its own pictures")
-    return {**(settings or {}), "digital_source_type": source_type}
+    return {**(settings or {}), **facts}
 
 
 def told(known: "WeightsInfo") -> dict[str, Any]:

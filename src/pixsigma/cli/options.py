@@ -45,16 +45,43 @@ InpaintCrop = Annotated[
 TwoPass = Annotated[
     bool, typer.Option("--two-pass", help="Draw in the trained size, enlarge, refine in --size.")
 ]
+Tiled = Annotated[
+    bool, typer.Option("--tiled", help="Refine --two-pass or --image in tiles of the trained size.")
+]
 Again = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw this picture again from its settings.")
 ]
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the settings into the picture.")
 ]
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="CERTS.pem", help="Sign a C2PA manifest with this certificate chain."),
+]
+SignKey = Annotated[
+    Path | None, typer.Option(metavar="KEY.pem", help="The certificate's private key.")
+]
+SignTime = Annotated[
+    str | None, typer.Option(metavar="URL", help="An authority that tells the time of signing.")
+]
 Out = Annotated[Path, typer.Option(help="A folder, or a name that ends in .png, .jpg or .webp.")]
 Lora = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE[:WEIGHT]", help="An adapter (LoRA and its kin); repeatable."),
+]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND:HINT[:WEIGHT]",
+        help="A hint to follow, such as edges:photo.png:0.8, also with ,ready ,start=0.1 ,end=0.6 "
+        "behind it; repeatable.",
+    ),
+]
+ControlNet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet", metavar="[KIND=]FILE", help="What follows hints of a kind; repeatable."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
@@ -121,6 +148,7 @@ FLAGS = {
     "strength": "--strength",
     "extend": "--extend",
     "loras": "--lora",
+    "control": "--control",
     "regions": "--region",
     "guidance": "--guide",
     "prompt_syntax": "--syntax",

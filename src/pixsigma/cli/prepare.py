@@ -16,6 +16,17 @@ TOLD = ("num_rows", "num_rejects", "num_cut_captions", "resolution", "buckets")
 """What of the index is told at the end."""
 
 
+Hints = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="For a ControlNet: edges, made of the pictures, or what lies beside them as "
+        "NAME.KIND.png.",
+    ),
+]
+NumWorkers = Annotated[int | None, typer.Option(help="Processes that decode; default: one a core.")]
+
+
 def prepare(
     data: Annotated[
         str,
@@ -40,10 +51,9 @@ def prepare(
     official_features: Annotated[
         bool, typer.Option("--official-features", help="Read the authors' .npy and .npz.")
     ] = False,
+    hints: Hints = None,
     batch: Annotated[int, typer.Option(help="Pictures that are encoded together.")] = 8,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that decode; default: one a core.")
-    ] = None,
+    workers: NumWorkers = None,
     device: options.Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp32), fp32, fp16 or bf16.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
@@ -72,6 +82,7 @@ def prepare(
         max_tokens=max_tokens,
         dtype=str(precision).removeprefix("torch."),
         official_features=official_features,
+        hints=hints,
     )
     work = Work(workers=num_workers, batch_size=batch, device=place)
     tell(run(settings, out, work, quiet), out, json, quiet)

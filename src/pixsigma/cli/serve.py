@@ -27,6 +27,9 @@ def serve(
     add_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make a key in --keys, show it once, end.")
     ] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin that may use the API; repeatable.")
+    ] = None,
     loras: Annotated[
         Path | None, typer.Option(help="A folder of adapters that clients may name.")
     ] = None,
@@ -63,7 +66,9 @@ def serve(
     from pixsigma.server.app import LOOPBACK, create_app
 
     hosts = {*LOOPBACK, host} if is_loopback(host) else None
-    app = create_app(service, keys=known, hosts=hosts, studio=studio, grace=grace)
+    app = create_app(
+        service, keys=known, hosts=hosts, origins=origin or (), studio=studio, grace=grace
+    )
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     # streams of events would keep the server from stopping; their readers ask again
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)

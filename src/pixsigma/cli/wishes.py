@@ -13,6 +13,7 @@ import typer
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
+from pixsigma.hints import KIND
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FIELDS = {
     "strength": "strength",
     "inpaint_crop": "inpaint_crop",
     "two_pass": "two_pass",
+    "tiled": "tiled",
     "syntax": "prompt_syntax",
     "long_prompts": "long_prompts",
     "fast": "fast",
@@ -61,6 +63,7 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
     settings["guidance"] = parse_guide(flags["guide"] or [])
     settings["style"] = parse_style(flags["style"], flags["styles"])
     settings["loras"] = [parse_lora(text) for text in flags["lora"] or []]
+    settings["control"] = parse_controls(flags["control"] or [], flags["controlnet"] or [])
     settings["regions"] = [parse_region(text) for text in flags["region"] or []]
     if flags["extend"] is not None:
         settings["extend"] = parse_extend(flags["extend"])
@@ -72,6 +75,17 @@ def wishes(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]
         "device": flags["device"],
         **{name: flags[name] for name in SETTING},
     }
+
+
+def signing(
+    chain: Path | None, key: Path | None, timestamps: str | None
+) -> tuple[Path, Path, str | None] | None:
+    """What signs the pictures; raises InputError for half of it."""
+    if chain is None or key is None:
+        if chain or key or timestamps:
+            raise InputError("--sign CERTS.pem and --sign-key KEY.pem go together")
+        return None
+    return chain, key, timestamps
 
 
 def parse_extend(text: str) -> dict[str, int]:
@@ -157,7 +171,13 @@ def parse_aspect(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_lora(text: str) -> dict[str, Any]:
-    """A file and its weight; raises InputError for a weight that is not finite.
+    """A file and its weight; raises InputError for a weight that is not finite."""
+    path, weight = parse_weighted(text, "--lora FILE:WEIGHT")
+    return {"path": path} if weight is None else {"path": path, "weight": weight}
+
+
+def parse_weighted(text: str, form: str) -> tuple[str, float | None]:
+    """A file and its weight, None where there is none; raises InputError.
 
     What follows the last colon is a weight if it is a number, unless the whole is a file.
     """
@@ -165,11 +185,51 @@ def parse_lora(text: str) -> dict[str, Any]:
     number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*(e[+-]?\d+)?|\.\d+|inf|nan)\s*", tail.lower())
     # Path.exists raises for names that are too long.
     if not path or not number or os.path.exists(text):  # noqa: PTH110
-        return {"path": text}
+        return text, None
     weight = float(tail)
     if not math.isfinite(weight):
-        raise InputError(f"the weight in --lora FILE:WEIGHT must be finite, got {text!r}")
-    return {"path": path, "weight": weight}
+        raise InputError(f"the weight in {form} must be finite, got {text!r}")
+    return path, weight
+
+
+def parse_controls(controls: Sequence[str], networks: Sequence[str]) -> list[dict[str, Any]]:
+    """Hints, each with the file that follows it; raises InputError where one of the two lacks."""
+    found = [parse_control(text) for text in controls]
+    kinds = {control["kind"] for control in found}
+    files: dict[str, str] = {}
+    for text in networks:
+        kind, named, path = text.partition("=")
+        kind, path = (kind, path) if named and re.fullmatch(KIND, kind) else ("", text)
+        if kind in files:
+            raise InputError(f"--controlnet has two files for {kind or 'all kinds'}: {text!r}")
+        files[kind] = path
+    if unused := sorted(files.keys() - kinds - {""}) or (not kinds and list(files.values())):
+        raise InputError(f"--controlnet {unused[0]} follows no hint: give --control KIND:HINT too")
+    for control in found:
+        network = files.get(control["kind"], files.get(""))
+        if network is None:
+            raise InputError(
+                f"nothing follows hints of kind {control['kind']}: give --controlnet FILE"
+            )
+        control["network"] = network
+    return found
+
+
+def parse_control(text: str) -> dict[str, Any]:
+    """A hint such as edges:photo.png:0.8,ready,end=0.6; raises InputError."""
+    form = "--control KIND:HINT[:WEIGHT][,ready][,start=0.1][,end=0.6]"
+    kind, colon, rest = text.partition(":")
+    found: dict[str, Any] = {"kind": kind}
+    while option := re.fullmatch(r"(.+),(ready|(start|end)=([0-9.]+))", rest):
+        rest, word, name, share = option.groups()
+        try:
+            found |= {name: float(share)} if name else {word: True}
+        except ValueError as error:
+            raise InputError(f"{form}: {share!r} is no number, in {text!r}") from error
+    path, weight = parse_weighted(rest, form)
+    if not (colon and re.fullmatch(KIND, kind) and path):
+        raise InputError(f"a hint is {form}, got {text!r}")
+    return found | {"hint": path} | ({} if weight is None else {"weight": weight})
 
 
 def parse_region(text: str) -> dict[str, Any]:

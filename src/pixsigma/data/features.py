@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,11 +22,14 @@ class Batch:
     text: TextFeatures
     mask: Tensor | None = None
     """(B, 1, H, W), how much each place counts in [0, 1]; None: all alike."""
+    hint: Latents | None = None
+    """What a ControlNet follows; None where none is trained."""
 
     def to(self, device: torch.device) -> "Batch":
         """All of it on a device."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.latents.to(device), self.text.to(device), mask)
+        hint = None if self.hint is None else self.hint.to(device)
+        return Batch(self.latents.to(device), self.text.to(device), mask, hint)
 
 
 class Features(Protocol):
@@ -56,6 +60,11 @@ class Features(Protocol):
         ...
 
     @property
+    def hint_kind(self) -> str | None:
+        """What the hints of batches are, such as edges; None where there are none."""
+        ...
+
+    @property
     def null_text(self) -> Tensor:
         """(1, L, E), the empty caption."""
         ...
@@ -77,7 +86,8 @@ class FeatureSet:
     A file holds: `mean` and `std` (M, C, H, W), scaled as the transformer sees latents; `text`
     (T, L, E) and `text_mask` (T, L), one row a caption; `captions` (M, Q) int64, rows of `text`
     for each picture, -1 where it has fewer than Q; `null_text` and `null_mask`, the empty caption;
-    and it may hold `picture_mask` (M, 1, H, W) in [0, 1].
+    and it may hold `picture_mask` (M, 1, H, W) in [0, 1], and `hint` (M, C, H, W), latents of what
+    a ControlNet follows, whose kind the metadata tells as `hint`.
     """
 
     mean: Tensor
@@ -88,6 +98,8 @@ class FeatureSet:
     null_text: Tensor
     null_mask: Tensor
     picture_mask: Tensor | None = None
+    hint: Tensor | None = None
+    hint_kind: str | None = None
 
     @staticmethod
     def load(path: Path) -> "FeatureSet":
@@ -98,11 +110,14 @@ class FeatureSet:
         if not path.is_file():
             raise MissingWeightsError(f"no features at {path}: prepare the pictures first")
         tensors = load_file(path)
-        needed = set(FeatureSet.__dataclass_fields__) - {"picture_mask"}
+        optional = {"picture_mask", "hint"}
+        needed = set(FeatureSet.__dataclass_fields__) - optional - {"hint_kind"}
         if missing := sorted(needed - tensors.keys()):
             raise MismatchError(f"{path} is no feature file: it lacks {', '.join(missing)}")
-        there = {name: tensors[name] for name in needed}
-        return FeatureSet(**there, picture_mask=tensors.get("picture_mask"))
+        there = {name: tensors[name] for name in needed | (optional & tensors.keys())}
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("hint")
+        return FeatureSet(**there, hint_kind=kind if "hint" in there else None)
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -139,4 +154,5 @@ class FeatureSet:
         text = torch.where(dropped[:, None, None], self.null_text, self.text[text_rows])
         mask = torch.where(dropped[:, None], self.null_mask, self.text_mask[text_rows])
         pictured = None if self.picture_mask is None else self.picture_mask[rows].float()
-        return Batch(latents, TextFeatures(text.float(), mask), pictured)
+        hint = None if self.hint is None else self.hint[rows].float()
+        return Batch(latents, TextFeatures(text.float(), mask), pictured, hint)

@@ -43,7 +43,8 @@ class ShardedFeatures:
     sees latents; `text` (T, E), the tokens of all its captions one behind the other, and
     `text_offsets` (K + 1,), where each begins; `captions` (m, Q), the captions of each picture, -1
     where it has fewer than Q; `caption_long` (m, Q), bool; and, where the data has masks,
-    `picture_mask` (m, 1, H, W) in half precision. `null.safetensors` holds the empty
+    `picture_mask` (m, 1, H, W) in half precision; and, where it was prepared with hints, `hint`
+    (m, C, H, W), their latents. `null.safetensors` holds the empty
     caption, `null_text` (1, L, E) and `null_mask` (1, L).
     """
 
@@ -61,6 +62,7 @@ class ShardedFeatures:
         buckets = torch.tensor([sizes.index((s["height"], s["width"])) for s in shards])
         self.bucket_of = buckets.repeat_interleave(counts)
         self.masked = bool(self.index.get("masked"))
+        self.hint_kind: str | None = self.index.get("hints")
         null = _read(folder / NULL)
         self.null_text, self.null_mask = null["null_text"].float(), null["null_mask"]
         # one map a shard, opened when first read
@@ -88,10 +90,12 @@ class ShardedFeatures:
             else _caption(shard, self._pick(shard, i, *draw))
             for (shard, i), draw, drop in zip(places, draws, dropped, strict=True)
         ]
-        if not self.masked:
-            return Batch(latents, padded(texts))
-        mask = torch.stack([shard["picture_mask"][i] for shard, i in places]).float()
-        return Batch(latents, padded(texts), mask)
+        mask = hint = None
+        if self.masked:
+            mask = torch.stack([shard["picture_mask"][i] for shard, i in places]).float()
+        if self.hint_kind is not None:
+            hint = torch.stack([shard["hint"][i] for shard, i in places]).float()
+        return Batch(latents, padded(texts), mask, hint)
 
     def _pick(self, shard: dict[str, Tensor], row: int, which: float, kind: float) -> int:
         """One of a picture's captions by two draws in [0, 1): the kind, then which of them."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from pixsigma.data.manifest import Row, read_bytes
@@ -24,6 +25,7 @@ from pixsigma.data.transforms import (
 )
 from pixsigma.datatools.workers import Workers
 from pixsigma.errors import InputError, MismatchError, NotFiniteError
+from pixsigma.hints import MADE
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.text import T5TextEncoder
 from pixsigma.weights.files import save_tensors
@@ -43,6 +45,8 @@ class Shard:
     """Whether pictures are scaled with LANCZOS, as the authors do for large ones."""
     masked: bool = False
     """Whether any picture of the data has a mask, so that all need one."""
+    hints: str | None = None
+    """What kind of hints the pictures get."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +111,20 @@ def encode_shards(
     """
     pixels = workers.map(_load, ((s.height, s.width, s.fine, r) for s in shards for r in s.rows))
     for shard in shards:
-        means, stds = [], []
+        means, stds, hints = [], [], []
         for batch in _batched(shard.rows, encoders.batch_size):
             loaded = list(itertools.islice(pixels, len(batch)))
             mean, std = _moments(shard, batch, loaded, encoders)
+            if shard.hints is not None:
+                seen = [hint_of(shard, *each) for each in zip(batch, loaded, strict=True)]
+                hints.append(encoders.latents(seen)[0].half().cpu())
             means.append(mean.half().cpu())
             stds.append(std.half().cpu())
             yield len(batch)
         tensors, cut = caption_tensors(shard.rows, partial(_states, shard.rows, encoders))
         tensors |= {"mean": torch.cat(means), "std": torch.cat(stds)}
+        if hints:
+            tensors["hint"] = torch.cat(hints)
         if shard.masked:
             tensors["picture_mask"] = masks_of(shard, encoders.autoencoder.config.factor)
         refuse_nan(tensors, shard.name)
@@ -161,9 +170,28 @@ def masks_of(shard: Shard, factor: int) -> Tensor:
     return torch.stack(found).half()
 
 
+def hint_of(shard: Shard, row: Row, pixels: Any) -> NDArray[np.uint8]:
+    """The hint of a picture, cut as the picture is: made of its pixels (height, width, 3), or from
+    the file beside it.
+
+    Raises InputError where there is none.
+    """
+    kind = shard.hints or ""
+    if kind in MADE:
+        return np.asarray(MADE[kind](Image.fromarray(pixels)))
+    path = Path(row.path).with_suffix(f".{kind}.png")
+    try:
+        if row.member:
+            raise FileNotFoundError("pictures in tar files have no files beside them")
+        image = open_picture(path.read_bytes())
+    except (OSError, PictureError) as error:
+        raise InputError(f"the hint {path} of {row.name} cannot be read: {error}") from error
+    return to_array(cover_and_crop(image, shard.height, shard.width, fine=shard.fine))
+
+
 def refuse_nan(tensors: dict[str, Tensor], name: str) -> None:
     """Raise NotFiniteError where something overflowed, in the network or in half precision."""
-    for key in ("mean", "std", "text"):
+    for key in {"mean", "std", "text", "hint"} & tensors.keys():
         if not bool(tensors[key].isfinite().all()):
             raise NotFiniteError(
                 f"{key} of {name} holds NaN or infinity; encode with --dtype fp32, and look at "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from pixsigma.datatools.report import write_report
 from pixsigma.datatools.scan import Limits, Reject, scan, settle_buckets
 from pixsigma.datatools.workers import Workers
 from pixsigma.errors import InputError, OutputError
+from pixsigma.hints import KIND
 from pixsigma.weights.build import load_components, resolve
 from pixsigma.weights.files import atomic_write, read_json, save_tensors, write_json
 from pixsigma.weights.folder import folder_tokens, read_autoencoder, read_text_encoder
@@ -49,6 +51,9 @@ class Settings:
     """What the networks compute in."""
     official_features: bool = False
     """Whether to read the authors' `.npy` and `.npz` in place of encoding."""
+    hints: str | None = None
+    """What a ControlNet is to follow: edges are made of each picture, hints of any other kind lie
+    beside it, `a.depth.png` beside `a.jpg`."""
 
     def __post_init__(self) -> None:
         if self.max_aspect < 1 or self.max_enlarge <= 0 or self.min_bucket < 1:
@@ -56,6 +61,10 @@ class Settings:
                 "max_aspect must be at least 1, max_enlarge above 0 and min_bucket at least 1, "
                 f"got {self.max_aspect:g}, {self.max_enlarge:g} and {self.min_bucket}"
             )
+        if self.hints is not None and not re.fullmatch(KIND, self.hints):
+            raise InputError(f"hints are of a kind such as edges or depth, got {self.hints!r}")
+        if self.hints is not None and self.official_features:
+            raise InputError("hints are made beside pictures, the authors' features have none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,8 @@ def prepare(settings: Settings, out: Path, work: Work) -> Iterator[Progress]:
     yield Progress("listing")
     stored = resolution if settings.official_features else 0
     listed = list(read_rows(settings.data, resolution=stored, square=settings.square))
+    if settings.hints is not None:
+        listed = [row for row in listed if not row.path.endswith(f".{settings.hints}.png")]
     plan = settle_settings(settings, fingerprint(listed), out, work)
     for half in out.glob(".*.tmp"):  # what a kill in the midst of writing leaves
         half.unlink()
@@ -103,6 +114,7 @@ def prepare(settings: Settings, out: Path, work: Work) -> Iterator[Progress]:
         rows = [Row.from_json(values) for _, values in read_lines(out / ROWS)]
         buckets = settle_buckets(rows, table, settings.min_bucket)
         shards = plan_shards(buckets, table, encoders, resolution, work.shard_bytes)
+        shards = [replace(shard, hints=settings.hints) for shard in shards]
         missing = [shard for shard in shards if not is_written(out / shard.name, plan)]
         done = len(rows) - sum(len(shard.rows) for shard in missing)
         yield Progress("encoding", done, len(rows))
@@ -260,6 +272,7 @@ def make_index(
         "text_width": encoders.text.encoder.config.d_model,
         "max_tokens": encoders.max_tokens,
         "masked": any(shard.masked for shard in shards),
+        "hints": settings.hints,
         "buckets": dict(buckets),
         "shards": told,
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixsigma.editing.opening import check_pixels
-from pixsigma.images import to_pil
+from pixsigma.images import signed, to_pil
 from pixsigma.shapes import Images
 
 Box: TypeAlias = tuple[int, int, int, int]
@@ -47,15 +47,20 @@ class Canvas:
 
     def source(self) -> Images:
         """(1, 3, height, width): the box, its last rows and columns repeated up to `size`."""
-        pixels = torch.from_numpy(np.array(self.picture.crop(self.box)))
-        return self._filled(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)
+        return self.filled(signed(self.picture.crop(self.box)))
+
+    def shown_of(self, picture: Image.Image) -> Image.Image:
+        """What the box shows of another picture, scaled to this one's size."""
+        if picture.size != self.picture.size:
+            picture = picture.resize(self.picture.size, Image.Resampling.LANCZOS)
+        return picture.crop(self.box)
 
     def latent_mask(self, factor: int) -> Tensor | None:
         """(1, 1, H, W): 1 for every latent under which a pixel is to change, else 0."""
         if self.mask is None:
             return None
         pixels = torch.from_numpy(np.array(self.mask.crop(self.box)))[None, None].float()
-        return F.max_pool2d((self._filled(pixels) > 0).float(), factor)
+        return F.max_pool2d((self.filled(pixels) > 0).float(), factor)
 
     def finished(self, images: Images) -> list[Image.Image]:
         """The drawings cut to their box and laid into the picture through the mask."""
@@ -73,7 +78,8 @@ class Canvas:
         old[top:bottom, left:right] = np.where(share > 0, mixed.round().astype(np.uint8), part)
         return Image.fromarray(old)
 
-    def _filled(self, pixels: Tensor) -> Tensor:
+    def filled(self, pixels: Tensor) -> Tensor:
+        """(1, C, …) of the box to (1, C, height, width) of the drawing, as `source` has it."""
         height, width = self.size
         down, right = height - pixels.shape[-2], width - pixels.shape[-1]
         return F.pad(pixels, (0, right, 0, down), mode="replicate")

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from pixsigma.shapes import Images
 if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
-IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH = 0.6, 1.0, 0.4
-"""Where the request says none: a picture as a whole, a masked part, the second pass."""
+IMAGE_STRENGTH, MASK_STRENGTH, REFINE_STRENGTH, TILED_STRENGTH = 0.6, 1.0, 0.4, 0.2
+"""Where the request says none: a picture as a whole, a masked part, the second pass, tiles: each of
+these reads the whole prompt, and would draw all of it again."""
 
 _FAR = 4
 """Times the trained area, above which a picture falls apart into repetitions."""
@@ -35,6 +36,19 @@ class Round:
     """(height, width) in pixels."""
     strength: float = 1.0
     """Share of the steps that are taken; below 1 they begin from a picture."""
+    window: tuple[int, int] | None = None
+    """(height, width) in pixels of the tiles that it is drawn in; None: all at once."""
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """(height, width) in pixels that the network sees at once."""
+        if self.window is None:
+            return self.size
+        return min(self.size[0], self.window[0]), min(self.size[1], self.window[1])
+
+    def tile(self, factor: int) -> tuple[int, int] | None:
+        """The same in latents, None where it sees all."""
+        return None if self.window is None else (self.seen[0] // factor, self.seen[1] // factor)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,13 @@ class Plan:
 
     rounds: tuple[Round, ...]
     canvas: Canvas | None = None
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """(height, width) of what comes out, and of the hints that it follows."""
+        if self.canvas is None:
+            return self.rounds[-1].size
+        return self.canvas.picture.height, self.canvas.picture.width
 
     def finished(self, images: Images) -> list[Image.Image]:
         """The last round's pictures as they were asked for."""
@@ -59,11 +80,13 @@ def planned(request: "GenerationRequest", native: tuple[int, int], multiple: int
     height, width = request.height or native[0], request.width or native[1]
     check_size(width, height, multiple)
     if not request.two_pass:
+        if height * width > _FAR * native[0] * native[1]:
+            _warn_of_size((height, width), native, "two_pass")
         return Plan((Round((height, width)),))
-    strength = REFINE_STRENGTH if request.strength is None else request.strength
-    return Plan(
-        (Round(first_size(height, width, native, multiple)), Round((height, width), strength))
-    )
+    usual = TILED_STRENGTH if request.tiled else REFINE_STRENGTH
+    strength = usual if request.strength is None else request.strength
+    second = Round((height, width), strength, native if request.tiled else None)
+    return Plan((Round(first_size(height, width, native, multiple)), second))
 
 
 def first_size(height: int, width: int, native: tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -109,12 +132,22 @@ def as_request(
         {"prompt": request} if isinstance(request, str) else request.model_dump()
     )
     given |= settings
-    for field, read in {"image": _rgb, "mask": opening.mask_of}.items():
-        if isinstance(given.get(field), Image.Image):
-            given[field] = opening.as_data(read(given[field]))
-        elif isinstance(given.get(field), Path):
-            given[field] = str(given[field])
+    given = _plain(given, {"image": _rgb, "mask": opening.mask_of})
+    for field, inside in {"control": {"hint": _rgb}, "regions": {"mask": opening.mask_of}}.items():
+        if isinstance(given.get(field), list | tuple):
+            given[field] = [_plain(each, inside) for each in given[field]]
     return request_from(**given)
+
+
+def _plain(settings: Any, pictures: Mapping[str, Callable[[Image.Image], Image.Image]]) -> Any:
+    """Settings as plain data, where `pictures` may be of PIL and all may be paths."""
+    if not isinstance(settings, Mapping):
+        return settings
+    found = dict(settings)
+    for field, read in pictures.items():
+        if isinstance(found.get(field), Image.Image):
+            found[field] = opening.as_data(read(found[field]))
+    return found | {k: str(v) for k, v in found.items() if isinstance(v, Path)}
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -144,13 +177,14 @@ def _edit(
     if request.inpaint_crop and mask is not None:
         box = box_around(mask, native, multiple)
     canvas = Canvas(picture=picture, mask=mask, box=box, multiple=multiple)
-    _tell(canvas, native)
-    usual = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
+    _tell(canvas, native, request.tiled)
+    usual = TILED_STRENGTH if request.tiled else IMAGE_STRENGTH
+    usual = usual if mask is None else MASK_STRENGTH
     strength = usual if request.strength is None else request.strength
-    return Plan((Round(canvas.size, strength),), canvas)
+    return Plan((Round(canvas.size, strength, native if request.tiled else None),), canvas)
 
 
-def _tell(canvas: Canvas, native: tuple[int, int]) -> None:
+def _tell(canvas: Canvas, native: tuple[int, int], tiled: bool) -> None:
     left, top, right, bottom = canvas.box
     height, width = canvas.size
     if canvas.padded:
@@ -159,9 +193,13 @@ def _tell(canvas: Canvas, native: tuple[int, int]) -> None:
             f"{width}x{height} with the last pixels repeated, and cut back",
             stacklevel=5,
         )
-    if height * width > _FAR * native[0] * native[1]:
-        warnings.warn(
-            f"{width}x{height} is far above the {native[1]}x{native[0]} that this model was "
-            "trained on: a smaller size or, with a mask, inpaint_crop would do better",
-            stacklevel=5,
-        )
+    if height * width > _FAR * native[0] * native[1] and not tiled:
+        _warn_of_size((height, width), native, "tiled or, with a mask, inpaint_crop")
+
+
+def _warn_of_size(size: tuple[int, int], native: tuple[int, int], better: str) -> None:
+    warnings.warn(
+        f"{size[1]}x{size[0]} is far above the {native[1]}x{native[0]} that this model was trained "
+        f"on, and may fall apart into repetitions: a smaller size or {better} would do better",
+        stacklevel=6,
+    )

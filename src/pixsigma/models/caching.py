@@ -56,7 +56,7 @@ class CachingTransformer:
         self.num_full = 0
         """Calls in which all blocks were computed."""
         self.num_calls = 0
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[Any, ...] = ()
         self._memos: list[Memo] = []
 
     def read(self, text: Tensor, mask: Tensor | None = None) -> Caption:
@@ -96,8 +96,8 @@ class CachingTransformer:
         before = tokens.clone()
         tokens = self.network.through(tokens, t.embedded.t0, captions, grid, slice(0, 1))
         first = tokens - before
-        seen = tuple(map(id, captions))
-        if seen != self._seen:  # guidance came or went: other rows
+        seen = getattr(t.embedded, "working", ()), *map(id, captions)
+        if seen != self._seen:  # guidance came or went, so other rows; or a control did
             self.memory, self._seen = None, seen
         tokens = self.followed(tokens, first, t, captions, grid, share)
         return self.network.leave(tokens, t.embedded.t, grid, variance)

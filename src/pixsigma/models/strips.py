@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pixsigma.config import AutoencoderConfig
 from pixsigma.models import autoencoder_blocks as blocks
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.rows import (
@@ -26,6 +27,10 @@ from pixsigma.models.rows import (
 )
 from pixsigma.models.sheets import Keep, Moments, Rows, Sheet, spill_file
 from pixsigma.shapes import Images, Latents
+
+ROOM = 1_100_000_000
+"""Bytes of sheets that may lie in memory even where the largest is smaller: at 1024px in fp32 two
+of the largest, so that nothing is computed again."""
 
 
 @torch.no_grad()
@@ -89,9 +94,14 @@ def _strips(
 ) -> "Strips":
     dtype = autoencoder.dtype
     keep = "exact" if dtype.itemsize == 2 else keep
-    largest = autoencoder.config.block_out_channels[0] * pixels
-    room = largest * (2 if keep == "half" else dtype.itemsize)
+    room = sheet_room(autoencoder.config, pixels, 2 if keep == "half" else dtype.itemsize)
     return Strips(keep, spill, dtype, x.device, room)
+
+
+def sheet_room(config: AutoencoderConfig, pixels: int, itemsize: int) -> int:
+    """Bytes of sheets in memory for a picture: two of the largest, or as many as `ROOM`, or one."""
+    largest = config.block_out_channels[0] * pixels * itemsize
+    return min(2 * largest, max(largest, ROOM))
 
 
 @dataclass

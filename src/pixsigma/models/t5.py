@@ -20,7 +20,7 @@ class T5Encoder(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = WordTable(config.vocab_size, config.d_model)
         self.position_bias = PositionBias(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
@@ -56,6 +56,15 @@ class T5Encoder(nn.Module):
         if dtype is torch.float16 and key.endswith(".mlp.wo.weight"):
             return torch.float32
         return dtype
+
+
+class WordTable(nn.Embedding):
+    """One vector a token, drawn from N(0, 1) where there is memory for it."""
+
+    def reset_parameters(self) -> None:
+        """As torch does; on the device `meta` torch would import its whole compiler for it."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Block(nn.Module):

@@ -77,6 +77,13 @@ class FinalLayer(nn.Module):
 recomputed = partial(checkpoint, use_reentrant=False)
 
 
+def block_of(config: TransformerConfig, layer: int) -> Block:
+    """A block as the network of this config has it in this place."""
+    compression = config.kv_compression
+    ratio = compression.ratio if compression and layer in compression.layers else 1
+    return Block(config.width, config.num_attention_heads, config.qk_norm, ratio)
+
+
 class PixArtTransformer(nn.Module):
     """PixArt-Σ and PixArt-α of any depth and width (Chen et al. 2023, 2024).
 
@@ -86,7 +93,7 @@ class PixArtTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        width, heads = config.width, config.num_attention_heads
+        width = config.width
         self.x_embedder = PatchEmbedder(config.in_channels, width, config.patch_size)
         self.t_embedder = ScalarEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -94,16 +101,7 @@ class PixArtTransformer(nn.Module):
         if config.use_additional_conditions:
             self.csize_embedder = ScalarEmbedder(width // 3)
             self.ar_embedder = ScalarEmbedder(width // 3)
-        compression = config.kv_compression
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                heads,
-                config.qk_norm,
-                compression.ratio if compression and i in compression.layers else 1,
-            )
-            for i in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(block_of(config, i) for i in range(config.num_layers))
         self.final_layer = FinalLayer(width, config.patch_size**2, config.out_channels)
         self.recompute = False
         """Whether training keeps only what enters a block: less memory, a third slower."""
@@ -197,6 +195,11 @@ class PixArtTransformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
         return self.x_embedder.proj.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.x_embedder.proj.weight.device
 
     def positions(self, h: int, w: int, device: torch.device) -> Tensor:
         """(h·w, D): coordinates over the same square at every size, [0, 32) in XL/2."""

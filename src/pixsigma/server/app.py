@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, StreamingResponse
 
 from pixsigma._version import __version__
@@ -12,6 +13,7 @@ from pixsigma.server.doorway import Doorway, add_refusals, client_of
 from pixsigma.server.events import described, events
 from pixsigma.server.keys import Keys
 from pixsigma.server.openai_api import add_openai_api
+from pixsigma.server.reference import add_reference
 from pixsigma.server.service import JobRequest, Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,13 +28,15 @@ def create_app(
     *,
     keys: Keys | None = None,
     hosts: Collection[str] | None = LOOPBACK,
+    origins: Collection[str] = (),
     studio: bool = False,
     grace: float = 10.0,
 ) -> FastAPI:
     """The application around a service, which it starts and stops.
 
     `keys` None lets everybody in who reaches it; `hosts` are the names that it answers to,
-    None any. `studio` puts the web page at `/`. Raises MissingExtraError where that needs Gradio.
+    None any; pages of `origins`, such as https://shop.example, may use it. `studio` puts the web
+    page at `/`. Raises MissingExtraError where that needs Gradio.
     """
 
     @asynccontextmanager
@@ -47,7 +51,7 @@ def create_app(
         title="pixsigma",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages load their scripts from elsewhere
+        docs_url=None,  # these pages load their scripts from elsewhere; ours is in reference.py
         redoc_url=None,
         openapi_url="/openapi.json",
     )
@@ -56,11 +60,17 @@ def create_app(
     add_jobs_api(app, service, client)
     add_openai_api(app, service, client)
     add_operations(app, service, client)
+    add_reference(app)
     if studio:
-        from pixsigma.server.studio import mount
+        from pixsigma.server.studio.mount import mount
 
         app = mount(app, service, keys)
-    app.add_middleware(Doorway, max_body=service.limits.max_body, hosts=hosts)
+    if origins:
+        told = ["Location", "Retry-After"]
+        app.add_middleware(
+            CORSMiddleware, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=told
+        )
+    app.add_middleware(Doorway, service.limits.max_body, hosts, origins)
     return app
 
 
@@ -85,11 +95,13 @@ def add_jobs_api(app: FastAPI, service: Service, client: Any) -> None:
         return described(service.status(id, who))
 
     @app.get("/v1/jobs/{id}/events", tags=["jobs"], response_class=StreamingResponse)
-    def follow(id: JobId, who: Annotated[str, Depends(client)]) -> StreamingResponse:
+    def follow(
+        id: JobId, who: Annotated[str, Depends(client)], previews: bool = True
+    ) -> StreamingResponse:
         """Server-sent events: queued, step, preview, then done, failed or cancelled."""
         service.status(id, who)
         return StreamingResponse(
-            events(service, id, who),
+            events(service, id, who, previews),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -108,7 +120,7 @@ def add_jobs_api(app: FastAPI, service: Service, client: Any) -> None:
         path = service.results / job.id / job.files[job.files.index(name)]
         if not path.is_file():
             raise KeyError(name)
-        return FileResponse(path, headers={"X-Content-Type-Options": "nosniff"})
+        return FileResponse(path)
 
 
 def described_after(service: Service, id: str) -> dict[str, Any]:

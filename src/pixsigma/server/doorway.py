@@ -8,25 +8,57 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pixsigma.errors import BusyError, InputError, OutputError, PixsigmaError, PolicyError
 from pixsigma.server.keys import Keys
 
+PAGE = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "media-src 'self' data: blob:; worker-src 'self' blob:; connect-src 'self' data: blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+"""For the studio, whose scripts stand in the page: nothing from elsewhere, nothing to elsewhere."""
+
+BARE = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+"""For answers, pictures and the page about the API: no script at all."""
+
+GUARDS = {
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+BARE_PATHS = ("/v1/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
+
 
 class Doorway:
-    """Refuses bodies that are too large, foreign hosts and pages of other origins."""
+    """Refuses bodies that are too large, foreign hosts and pages of other origins; tells browsers
+    that nothing here asks another server.
+    """
 
-    def __init__(self, app: ASGIApp, max_body: int, hosts: Collection[str] | None) -> None:
-        self.app, self.max_body, self.hosts = app, max_body, hosts
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body: int,
+        hosts: Collection[str] | None,
+        origins: Collection[str] = (),
+    ) -> None:
+        self.app, self.max_body, self.hosts, self.origins = app, max_body, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it here."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        send = guarded(send, BARE if scope["path"].startswith(BARE_PATHS) else PAGE)
         refusal = self.refusal(Headers(scope=scope))
         if refusal is not None:
             await refused(*refusal)(scope, receive, send)
@@ -48,7 +80,8 @@ class Doorway:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and _name(host) not in self.hosts:
             return 421, f"this server answers to {', '.join(sorted(self.hosts))}; got {host!r}"
-        if origin not in (None, "null") and urlsplit(origin).netloc != host:
+        own = origin in (None, "null", *self.origins) or _place(origin) == host
+        if not own:
             return 403, f"pages of other origins may not use this server; got {origin!r}"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdecimal():
@@ -57,6 +90,26 @@ class Doorway:
 
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a request may have {self.max_body:,} bytes"
+
+
+def guarded(send: Send, policy: str) -> Send:
+    """Sends the headers that bind a browser, too."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in {**GUARDS, "Content-Security-Policy": policy}.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sent
+
+
+def _place(origin: str | None) -> str | None:
+    try:
+        return urlsplit(origin or "").netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:

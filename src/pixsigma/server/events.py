@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 from pixsigma.server.service import Service, Status
@@ -15,7 +16,7 @@ LOOK_SECONDS = 0.1
 """Between two looks at a job."""
 
 ALIVE_SECONDS = 15.0
-"""A comment is sent after so long a silence, so that nothing between closes the connection."""
+"""After so long a silence the same is told again, so that nothing between closes the connection."""
 
 
 async def watch(
@@ -23,27 +24,37 @@ async def watch(
 ) -> AsyncIterator[Status]:
     """Every change of a job until it is over; raises KeyError where it is unknown or deleted."""
     before: Any = None
+    looked: Any = None
+    place, told_at = 0, 0.0
     if previews:
         service.worker.watch(id)
     try:
         while True:
-            status = await asyncio.to_thread(service.status, id, client)
-            if (now := (status.job.state, status.place, status.glimpse)) != before:
-                before = now
-                yield status
-            if status.job.over:
-                return
-            await asyncio.sleep(LOOK_SECONDS)
+            live = service.worker.live.get(id)
+            silent = monotonic() - told_at >= ALIVE_SECONDS
+            if (here := (service.store.version, live and live.glimpse)) != looked or silent:
+                looked = here
+                status = await asyncio.to_thread(service.status, id, client)
+                place = status.place
+                if (now := (status.job.state, place, status.glimpse)) != before or silent:
+                    before, told_at = now, monotonic()
+                    yield status
+                if status.job.over:
+                    return
+            # who waits far behind is told less often
+            await asyncio.sleep(LOOK_SECONDS * min(1 + place, 10))
     finally:
         if previews:
             service.worker.unwatch(id)
 
 
-async def events(service: Service, id: str, client: str | None) -> AsyncIterator[str]:
+async def events(
+    service: Service, id: str, client: str | None, with_previews: bool = True
+) -> AsyncIterator[str]:
     """The stream of GET /v1/jobs/{id}/events."""
     previews = 0
     try:
-        async for status in watch(service, id, client, previews=True):
+        async for status in watch(service, id, client, previews=with_previews):
             seen = status.glimpse
             yield told(name_of(status), described(status))
             if seen is not None and seen.preview is not None and seen.num_previews > previews:

@@ -52,6 +52,7 @@ _FIELDS = (
     "number, id, client, model, state, priority, request, format, deadline, cancel, attempts,"
     " created, seconds, kind, reason, warnings, files, seeds"
 )
+_LIGHT = _FIELDS.replace("request", "json_remove(request, '$.image', '$.mask') AS request")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +95,25 @@ class Job:
 class JobStore:
     """The jobs of one data directory; safe to call from several threads.
 
-    Every method that changes something returns after it is on disk. Raises OutputError where the
-    disk refuses.
+    What is written outlives the process at once. `add` and `finish` return when it would outlive a
+    power cut too; nobody else waits for that. Raises OutputError where the disk refuses.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._syncing = threading.Lock()
+        self.version = 0
+        """Changes so far: while it is the same, everything is."""
+        self._synced = 0
+        """How many of them have reached the disk itself."""
         with _told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._alone = _locked(path.with_suffix(".lock"))
             self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._base.row_factory = sqlite3.Row
             self._base.execute("PRAGMA journal_mode=WAL")
-            self._base.execute("PRAGMA synchronous=FULL")
+            self._base.execute("PRAGMA synchronous=NORMAL")  # `_sync` does the rest
             self._base.execute("PRAGMA secure_delete=ON")
             self._base.executescript(_TABLE)
 
@@ -139,14 +145,17 @@ class JobStore:
         columns = "id, client, model, state, priority, request, format, deadline, created"
         values = (secrets.token_hex(16), client, model, "queued", priority, text, format, deadline)
         with self._change():
-            if idempotency_key is not None and (old := self._with_key(client, idempotency_key)):
+            old = None if idempotency_key is None else self._with_key(client, idempotency_key)
+            if old is not None:
                 refuse_other(old, request, model)
-                return old, False
-            self._base.execute(
-                f"INSERT INTO jobs ({columns}, idempotency_key) VALUES (?,?,?,?,?,?,?,?,?,?)",
-                (*values, time.time(), idempotency_key),
-            )
-            return self._one("id = ?", values[0]), True
+            else:
+                self._base.execute(
+                    f"INSERT INTO jobs ({columns}, idempotency_key) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                    (*values, time.time(), idempotency_key),
+                )
+            found = old or self._one("id = ?", values[0])
+        self._sync()
+        return found, old is None
 
     def knows(self, client: str, key: str) -> bool:
         """Whether a client used this idempotency key before."""
@@ -184,21 +193,14 @@ class JobStore:
     ) -> bool:
         """Write down how a running job ended; False where it was over already."""
         with self._change():
+            lists = [json.dumps(list(each)) for each in (files, seeds, warnings)]
             done = self._base.execute(
                 "UPDATE jobs SET state=?, files=?, seeds=?, warnings=?, seconds=?, kind=?, reason=?"
                 " WHERE id = ? AND state = 'running'",
-                (
-                    state,
-                    json.dumps(list(files)),
-                    json.dumps(list(seeds)),
-                    json.dumps(list(warnings)),
-                    seconds,
-                    kind,
-                    reason,
-                    id,
-                ),
+                (state, *lists, seconds, kind, reason, id),
             )
-            return done.rowcount == 1
+        self._sync()
+        return done.rowcount == 1
 
     def cancel(self, id: str) -> Job:
         """Cancel a job: at once where it waits, between two steps where it runs.
@@ -278,12 +280,13 @@ class JobStore:
             return int(num)
 
     def latest(self, client: str, num: int, states: Sequence[State] = ("done",)) -> list[Job]:
-        """The last `num` jobs of a client in these states, newest first."""
+        """The last `num` jobs of a client, newest first, without the pictures it sent."""
         marks = ", ".join("?" for _ in states)
         with self._reading():
             return self._select(
                 f"client = ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
                 *(client, *states, num),
+                fields=_LIGHT,
             )
 
     def unfinished(self) -> list[Job]:
@@ -307,8 +310,8 @@ class JobStore:
             raise KeyError(values[-1])
         return found[0]
 
-    def _select(self, where: str, *values: Any) -> list[Job]:
-        rows = self._base.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where}", values)
+    def _select(self, where: str, *values: Any, fields: str = _FIELDS) -> list[Job]:
+        rows = self._base.execute(f"SELECT {fields} FROM jobs WHERE {where}", values)
         return [_job(row) for row in rows]
 
     @contextmanager
@@ -326,6 +329,21 @@ class JobStore:
                 self._base.execute("ROLLBACK")
                 raise
             self._commit()
+            self.version += 1
+
+    def _sync(self) -> None:
+        """Return when all changes so far are on the disk; those who wait at once wait once."""
+        wanted = self.version
+        with self._syncing, _told(self.path):
+            if self._synced >= wanted:
+                return
+            reached = self.version
+            log = os.open(f"{self.path}-wal", os.O_RDWR)
+            try:
+                os.fsync(log)
+            finally:
+                os.close(log)
+            self._synced = reached
 
     def _commit(self) -> None:
         try:

@@ -54,6 +54,8 @@ def check_request(request: GenerationRequest, limits: Limits, native: tuple[int,
     for name, (given, allowed) in most.items():
         if given > allowed:
             raise InputError(f"this server takes at most {allowed:,} {name}, got {given:,}")
+    if request.control:
+        raise InputError("this server has no ControlNets: leave control out")
     height, width = drawn_size(request, limits, native)
     if height * width > limits.max_pixels:
         raise InputError(

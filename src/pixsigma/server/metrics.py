@@ -22,11 +22,15 @@ class Metrics:
         self.calls = self._counter("network_calls", "Batches that the network answered.")
         self.stages = Histogram(
             "pixsigma_stage_seconds",
-            "How long jobs are in a stage.",
+            "How long jobs are in a stage: queued, text, denoising, decoding.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.device = Gauge(
+            "pixsigma_device_bytes", "Memory on the GPU; 0 without.", registry=self.registry
+        )
+        self.device.set_function(device_bytes)
         self.waiting = Gauge("pixsigma_jobs_waiting", "Jobs queued.", registry=self.registry)
         self.running = Gauge("pixsigma_jobs_running", "Jobs drawing.", registry=self.registry)
 
@@ -36,3 +40,10 @@ class Metrics:
     def text(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
+
+
+def device_bytes() -> int:
+    """What PyTorch has taken of the first GPU's memory."""
+    import torch
+
+    return torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0

@@ -34,7 +34,13 @@ _KINDS = {"generation": "image_generation", "edit": "image_edit", "variation": "
 class ImagesRequest(BaseModel):
     """OpenAI's fields; every other one must be a field of a GenerationRequest."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     prompt: str = ""
     model: str | None = None

@@ -31,7 +31,13 @@ _TOLD_LATER = 500  # bytes of settings that are known only after the drawing, an
 class JobRequest(BaseModel):
     """A request and how it is to be served."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     request: GenerationRequest
     model: str | None = Field(default=None, max_length=200)
@@ -136,6 +142,7 @@ class Service:
 
     def _accepted(self, job: Job) -> None:
         self.metrics.accepted.inc()
+        self.worker.accepted[job.id] = monotonic()
         if job.deadline is not None:
             self.worker.deadlines[job.id] = monotonic() + job.deadline
         self.worker.wake()

@@ -1,6 +1,7 @@
 """The thread that draws: takes jobs from the store, runs them together, writes what became of each.
 
-Whatever goes wrong in a drawing ends that drawing with a reason; the thread goes on.
+Texts, decoding and files are errands for a thread beside it. Whatever goes wrong in a drawing ends
+that drawing with a reason; the threads go on.
 """
 
 import io
@@ -8,8 +9,10 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ from pixsigma.denoising import Step
 from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import OutputError, PixsigmaError, PolicyError
 from pixsigma.images import write_picture
+from pixsigma.many import Ask, Company, elsewhere, stages_in_company
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.provenance import COMPOSITE, MADE
 from pixsigma.requests import GenerationRequest, request_from
-from pixsigma.server.batching import Turns, hear, heard, share
 from pixsigma.server.jobs import Job, JobStore
 from pixsigma.server.metrics import Metrics
 from pixsigma.server.policy import Policy
+from pixsigma.server.warned import hear
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,12 @@ class Live:
     last_preview: float = 0.0
 
 
+def share_cores() -> None:
+    """Errands have half of the cores: the network, whose thread calls this not, has all."""
+    torch.get_num_threads()  # a thread's first look takes over what another thread has set
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+
+
 class Worker:
     """Draws the jobs of a store with the pipelines of a server, `at_once` of them in turn."""
 
@@ -87,18 +97,24 @@ class Worker:
     ) -> None:
         self.store, self.pipes, self.results = store, pipes, results
         self.policy, self.metrics = policy or Policy(), metrics or Metrics()
-        shared = [share(pipe) for pipe in pipes.values()]
-        self.at_once = at_once if all(shared) else 1
+        resident = all(pipe.placement.mode == "resident" for pipe in pipes.values())
+        self.at_once = at_once
         self.live: dict[str, Live] = {}
         self.deadlines: dict[str, float] = {}
         """Id to a moment of the monotonic clock."""
+        self.accepted: dict[str, float] = {}
+        """Id of a job that waits to the same clock, when it came."""
         self.speed: float | None = None
         """Pixels times steps a second of the latest drawings; None before the first."""
         self._watchers: dict[str, int] = {}
-        self._turns = Turns()
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        # parts that take turns on the device cannot be there side by side
+        self._pool = ThreadPoolExecutor(1, "pixsigma-errands", share_cores) if resident else None
+        self._clerk = ThreadPoolExecutor(1, "pixsigma-clerk")
+        self._company = Company(self._pool, self._wake.set)
         self._stopping = False
+        self._refused = float("-inf")
         self._unwritten: list[tuple[str, dict[str, Any]]] = []
         self._thread = threading.Thread(target=self._run, name="pixsigma-worker", daemon=True)
 
@@ -106,7 +122,6 @@ class Worker:
 
     def start(self) -> None:
         """Begin, with what an earlier server left behind first."""
-        hear()
         self.store.recover()
         self._thread.start()
 
@@ -134,6 +149,7 @@ class Worker:
         if live := self.live.get(id):
             live.stop = Stopped("cancelled")
         elif job.state == "cancelled":
+            self.accepted.pop(id, None)
             self.metrics.over.labels("cancelled").inc()
         self.wake()
         return job
@@ -155,85 +171,111 @@ class Worker:
     def _run(self) -> None:
         # once and for all: drawings that change places must not find one another's setting
         torch.set_grad_enabled(False)
-        while self._turns.strands or self._unwritten or not self._stopping:
+        cores = torch.get_num_threads()  # before an errand has it changed for new threads
+        company = self._company
+        while company.members or not self._stopping:
             try:
                 self._wake.clear()
-                self._write_down()
-                if not self._stopping:
+                if time.monotonic() >= self._refused + 1:
                     self._admit()
-                if self._turns.strands:
-                    self._turns.step()
+                if not company.idle:
                     self.metrics.calls.inc()
-                else:
+                company.step()
+                if company.idle:  # an errand that ends wakes it, or a job that comes
                     self._wake.wait(1.0)
             except Exception as error:
-                # the store's disk is full, say: wait, then try again
                 _log.exception("the worker could not go on")
                 self.metrics.errors.labels(type(error).__name__).inc()
                 self._wake.wait(1.0)
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._clerk.shutdown()
+        torch.set_num_threads(cores)
+        self._retry()
+
+    def _retry(self) -> None:
+        for _ in range(len(self._unwritten)):
+            self._write_down(*self._unwritten.pop(0))
 
     def _admit(self) -> None:
-        while len(self._turns.strands) < self.at_once and (job := self.store.claim()):
+        """What the disk has refused, then new jobs."""
+        self._retry()
+        room = 0 if self._stopping else self.at_once - len(self._company.members)
+        while room > 0 and (job := self._claimed()):
+            room -= 1
             self.metrics.running.inc()
-            self.live[job.id] = Live(job, time.monotonic())
-            self._turns.begin(lambda job=job: self._work(self.live[job.id]))  # type: ignore[misc]
+            live = self.live[job.id] = Live(job, now := time.monotonic())
+            came = self.accepted.pop(job.id, now)
+            self.metrics.stages.labels("queued").observe(now - came)
+            self._company.join(job.id, partial(self._work, live))
 
-    def _work(self, live: Live) -> None:
+    def _claimed(self) -> Job | None:
+        try:
+            return self.store.claim()
+        except OutputError:
+            self._refuse()
+            return None
+
+    def _work(self, live: Live, ask: Ask) -> Iterator[Step]:
         """One job from beginning to end; raises nothing."""
         job = live.job
         folder = self.results / job.id
         outcome: dict[str, Any] = {}
+        heard = hear()
         try:
-            outcome = {"state": "done", **self._draw(live, folder)}
+            step = yield from self._draw(live, folder, ask)
+            files = elsewhere(ask, self._save, live, step, folder)
+            outcome = {"state": "done", "files": files, "seeds": step.seeds}
         except Stopped as stop:
             outcome = {"state": stop.state, "reason": stop.reason}
         except PolicyError as error:
             self.metrics.policy.labels("after").inc()
             outcome = {"state": "failed", "kind": "PolicyError", "reason": str(error)}
         except Exception as error:
-            _log.exception("job %s failed", job.id)
+            _log.warning("job %s failed", job.id, exc_info=not isinstance(error, PixsigmaError))
             outcome = {"state": "failed", "kind": type(error).__name__, "reason": said(error)}
-        outcome["warnings"] = heard()
+        outcome["warnings"] = heard
         if outcome["state"] != "done":
             shutil.rmtree(folder, ignore_errors=True)
         self._conclude(live, outcome)
+        self._clerk.submit(self._write_down, job.id, outcome)
 
     def _conclude(self, live: Live, outcome: dict[str, Any]) -> None:
-        job, state = live.job, outcome["state"]
+        state = outcome["state"]
         self.metrics.over.labels(state).inc()
         self.metrics.running.dec()
         if state == "failed":
             self.metrics.errors.labels(outcome.get("kind", "Stopped")).inc()
         outcome["seconds"] = round(time.monotonic() - live.began, 3)
-        self._unwritten.append((job.id, outcome))
-        self._write_down()
 
-    def _write_down(self) -> None:
-        """Put the ends of jobs on disk; where it is full they wait for the next time."""
-        while self._unwritten:
-            id, outcome = self._unwritten[0]
-            try:
-                if outcome["state"] == "queued":
-                    self.store.hand_back(id)
-                else:
-                    self.store.finish(id, **outcome)
-                if outcome.get("kind") == PolicyError.__name__:
-                    self.store.empty(id)
-            except OutputError:
-                self.metrics.errors.labels("OutputError").inc()
-                return
-            del self._unwritten[0]
-            self.deadlines.pop(id, None)
-            self.live.pop(id, None)
+    def _write_down(self, id: str, outcome: dict[str, Any]) -> None:
+        """Put the end of a job on disk; where it is full, it waits until there is room."""
+        try:
+            if outcome["state"] == "queued":
+                self.store.hand_back(id)
+            else:
+                self.store.finish(id, **outcome)
+            if outcome.get("kind") == PolicyError.__name__:
+                self.store.empty(id)
+        except OutputError:
+            self._refuse()
+            self._unwritten.append((id, outcome))
+            return
+        for known in (self.accepted, self.deadlines, self.live):
+            known.pop(id, None)
 
-    def _draw(self, live: Live, folder: Path) -> dict[str, Any]:
-        job = live.job
+    def _refuse(self) -> None:
+        _log.exception("the disk takes no more")
+        self.metrics.errors.labels("OutputError").inc()
+        self._refused = time.monotonic()
+
+    def _draw(self, live: Live, folder: Path, ask: Ask) -> Generator[Step, None, Step]:
         self._check(live)
-        request = request_from(**job.request)
+        request = request_from(**live.job.request)
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
         folder.mkdir(parents=True)
         at, stage = time.monotonic(), "text"
-        for step in self.pipes[job.model].stream(request):
+        for step in stages_in_company(self.pipes[live.job.model], request, ask):
             now = time.monotonic()
             if step.stage != stage:
                 self.metrics.stages.labels(stage).observe(now - at)
@@ -242,9 +284,9 @@ class Worker:
                 self.metrics.steps.inc()
             self._look(live, step, now)
             self._check(live)
+            yield step
         self._measure(step, time.monotonic() - live.began)
-        files = self._save(job, request, step, folder)
-        return {"files": files, "seeds": step.seeds}
+        return step
 
     def _check(self, live: Live) -> None:
         if live.stop is not None:
@@ -281,9 +323,11 @@ class Worker:
         now = sum(image.width * image.height for image in step.images) * step.total / seconds
         self.speed = now if self.speed is None else 0.7 * self.speed + 0.3 * now
 
-    def _save(self, job: Job, request: GenerationRequest, step: Step, folder: Path) -> list[str]:
+    def _save(self, live: Live, step: Step, folder: Path) -> list[str]:
         for image in step.images:
             self.policy.check_picture(image)
+        job = live.job
+        request = request_from(**job.request)
         told = remembered(request) | {
             "model": job.model,
             "device": str(self.pipes[job.model].device),

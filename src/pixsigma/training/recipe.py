@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from pixsigma.errors import InputError
 from pixsigma.training.sections import (
     AdapterSection,
+    ControlSection,
     DistillSection,
     LossSection,
     ModelSection,
@@ -33,6 +34,8 @@ class Recipe(Section):
     model: ModelSection
     adapter: AdapterSection | None = None
     """Train these few weights and leave the model's as they are."""
+    control: ControlSection | None = None
+    """Train a ControlNet and leave the model's weights as they are."""
     prior: PriorSection | None = None
     distill: DistillSection | None = None
     """Learn few steps from a teacher, in place of the loss."""
@@ -58,6 +61,25 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _controls_need_a_model_as_it_is(self) -> "Recipe":
+        if self.control is None:
+            return self
+        if self.model.init_from is None or self.model.told:
+            told = ", ".join(self.model.told) or "no init_from"
+            raise ValueError(
+                "a ControlNet is for a trained model as it is: [model] has init_from and nothing "
+                f"else, got {told}"
+            )
+        if self.adapter is not None or self.distill is not None:
+            raise ValueError("a run trains one thing: [control], [adapter] or [distill]")
+        if self.validation.prompts:
+            raise ValueError(
+                "a ControlNet draws from hints, which validation.prompts have not: leave them "
+                "out; validation.features with hints are measured"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _distilling_has_its_own_loss(self) -> "Recipe":
         if self.distill is None:
             return self
@@ -73,6 +95,21 @@ class Recipe(Section):
             raise ValueError(
                 "distill puts guidance into the student: validation.guidance_scale must be 1, got "
                 f"{self.validation.guidance_scale}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_of_whole_models(self) -> "Recipe":
+        if not self.run.shard:
+            return self
+        others = {"adapter": self.adapter, "control": self.control, "distill": self.distill}
+        said = [name for name, section in others.items() if section is not None]
+        said += ["fp16"] * (self.run.mixed_precision == "fp16")
+        said += [self.optimizer.name] * (self.optimizer.name in ("adafactor", "adamw8bit"))
+        if said:
+            raise ValueError(
+                f"run.shard does not go with {', '.join(said)}: leave it out, and every process "
+                "has all weights (DDP)"
             )
         return self
 
@@ -97,9 +134,11 @@ MAY_CHANGE = (
     "optimizer.cooldown_share",
     "optimizer.clip_norm",
     "run.steps",
+    "run.accumulate",
     "run.gradient_checkpointing",
     "run.device",
     "run.compile",
+    "run.shard",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_every",

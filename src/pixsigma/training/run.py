@@ -3,17 +3,18 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, LCM, get_sampler
 from pixsigma.diffusion.samplers.base import Sampler
-from pixsigma.errors import InputError
+from pixsigma.errors import InputError, OutputError
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.training.curves import draw_curves
 from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Progress, Trainer
-from pixsigma.training.validation import Validation
+from pixsigma.training.validation import Validation, due
 from pixsigma.weights.build import load_components
 from pixsigma.weights.files import atomic_write
 from pixsigma.weights.folder import save_folder
@@ -26,7 +27,7 @@ def train(
 ) -> Iterator[Progress]:
     """Train, and keep in `out`: checkpoints/, model/, metrics.jsonl, curves.png, samples/.
 
-    Of an adapter adapter/ is kept in place of model/.
+    Of an adapter adapter/ is kept in place of model/, of a ControlNet control/.
     `out/model` is a whole model wherever the recipe names a `base`. `stop` is asked after every
     step and ends the run with a checkpoint, as closing the generator does. Raises InputError
     before the first step where `out` holds a run and `resume` is not asked for.
@@ -39,37 +40,47 @@ def train(
     if resume:
         trainer.resume()
     try:
-        if trainer.accelerator.is_main_process:
-            yield from logged(trainer, out, stop)
-        else:
-            yield from trainer.run(stop)
+        yield from logged(trainer, out, stop)
+        # The others find what the main process wrote; and no process exits while a thread of its
+        # group still drops the last sum, for which it asks Python's lock.
+        trainer.accelerator.wait_for_everyone()
     finally:
-        # of every process: one that exits inside its group's threads is aborted
-        trainer.accelerator.end_training()
+        for tracker in trainer.accelerator.trackers:
+            tracker.finish()
 
 
 def logged(trainer: Trainer, out: Path, stop: Callable[[], bool]) -> Iterator[Progress]:
-    """The steps, with everything that is kept beside the checkpoints."""
-    validation = Validation(trainer.recipe, out, trainer.schedule, sampler_of(trainer.recipe))
+    """The steps, with everything that is kept beside the checkpoints.
+
+    All processes walk through the same lines, since they may hold the weights in parts; the main
+    one looks and writes.
+    """
+    main = trainer.accelerator.is_main_process
+    recipe = trainer.recipe
+    looking = Validation(recipe, out, trainer.schedule, sampler_of(recipe)) if main else None
     save_beside(trainer, out)
     log = out / METRICS
     rows = [row for row in read_metrics(log) if row["step"] <= trainer.step]
     before = trainer.step
     try:
         for progress in trainer.run(stop):
-            if validation.due(before, progress.step, progress.steps):
-                found = validation.look(trainer.averaged(), progress.step)
+            if due(recipe.validation, before, progress.step, progress.steps):
+                model = trainer.averaged()
+                found = looking.look(model, progress.step) if looking else {}
                 progress = dataclasses.replace(progress, **found)
             before = progress.step
             rows.append(told(progress))
-            track(trainer, rows[-1])
-            write_metrics(log, rows)
+            if main:
+                track(trainer, rows[-1])
+                write_metrics(log, rows)
             yield progress
-    except GeneratorExit:
-        trainer.save()
+    except BaseException as error:
+        if isinstance(error, GeneratorExit):
+            trainer.save()
+        with suppress(OutputError):  # on a full disk the first thing that failed is told
+            draw_curves(rows if main else [], out / CURVES)
         raise
-    finally:
-        draw_curves(rows, out / CURVES)
+    draw_curves(rows if main else [], out / CURVES)
 
 
 def track(trainer: Trainer, row: dict[str, Any]) -> None:
@@ -96,14 +107,17 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, str]:
 def save_beside(trainer: Trainer, out: Path) -> None:
     """Write `out/model`: the transformer as it is, and the base's parts where one is named."""
     base = trainer.recipe.base
-    if base is None or trainer.recipe.adapter is not None:
+    if base is None or trainer.recipe.adapter is not None or trainer.recipe.control is not None:
+        return
+    model = trainer.averaged()
+    if not trainer.accelerator.is_main_process:
         return
     parts = load_components(base, parts=("text_encoder", "autoencoder"))
     if (tokens := trainer.recipe.max_tokens) is not None and parts.text_encoder is not None:
         parts.text_encoder.tokenizer.max_length = tokens
     save_folder(
         out / "model",
-        transformer=trainer.averaged(),
+        transformer=model,
         text_encoder=parts.text_encoder,
         autoencoder=parts.autoencoder,
         sampler=sampler_of(trainer.recipe),

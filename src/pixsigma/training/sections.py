@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pixsigma.config import KVCompression
+from pixsigma.hints import KIND
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """Every linear layer of a block, in diffusers' names."""
@@ -77,6 +78,15 @@ class AdapterSection(Section):
         if not self.targets:
             raise ValueError("targets must name at least one layer")
         return self
+
+
+class ControlSection(Section):
+    """Train a ControlNet beside the model, which stays as it is (PixArt-δ, section 4)."""
+
+    kind: str = Field(default="edges", pattern=KIND)
+    """What it is to follow: the hints that the features were prepared with."""
+    num_copied: int | None = Field(default=None, gt=0)
+    """Blocks that are copied; none is 13, or half of a smaller model."""
 
 
 class PriorSection(Section):
@@ -197,6 +207,8 @@ class RunSection(Section):
     """Told every report beside metrics.jsonl, each if its package is installed."""
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
+    shard: bool = False
+    """Leave each of several processes a part of weights, optimiser and average (FSDP2)."""
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=1, gt=0)
     log_every: int = Field(default=20, gt=0)

@@ -1,10 +1,6 @@
 """The run: read downwards. A generator, so that the door owns the progress bar and Ctrl-C."""
 
-import copy
-import dataclasses
-import importlib.util
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from pixsigma.config import ScheduleConfig, TransformerConfig
+from pixsigma.config import ScheduleConfig
 from pixsigma.data.batching import BucketBatches
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import MismatchError, MissingExtraError, NotFiniteError
+from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.training.adapter import put_on, save_adapter, sharing
+from pixsigma.training.beginning import build_model, refuse_misfit, teacher_of
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
@@ -33,14 +29,25 @@ from pixsigma.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from pixsigma.training.control import Following, averaged, following, save_copy
 from pixsigma.training.distill import Distillation, asked_alone
+from pixsigma.training.distributed import (
+    Agreement,
+    like,
+    load_optimizer,
+    not_yet_summed,
+    shard,
+    start,
+    under_autocast,
+    whole,
+)
 from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
+from pixsigma.training.pages import keep_pages
+from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import Recipe, refuse_change
-from pixsigma.training.sections import RunSection
 from pixsigma.training.step import loss_of_batch
-from pixsigma.weights.build import Part, resolve
-from pixsigma.weights.folder import read_transformer, save_transformer
+from pixsigma.weights.folder import save_transformer
 
 MOST_PARTS = 2**13
 """Processes times `accumulate`: each part of a step has random numbers of its own."""
@@ -65,91 +72,6 @@ class Progress:
     """Of a chain."""
 
 
-def build_model(recipe: Recipe) -> PixArtTransformer:
-    """A fresh transformer, or one that begins with another's weights."""
-    section = recipe.model
-    torch.manual_seed(recipe.run.seed)
-    if section.init_from is not None:
-        return stronger(section.init_from, section.told)
-    model = PixArtTransformer(TransformerConfig(**section.told))
-    model.init_weights()
-    return model
-
-
-def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:
-    """A trained model at another resolution, or with KV compression (weak to strong, Σ 3.3).
-
-    No weight depends on the size of the picture: positions are interpolated by their scale alone.
-    Compression comes in as an average of its tokens. Raises MismatchError for other differences.
-    """
-    parts: tuple[Part, ...] = ("transformer",)
-    weaker = read_transformer(resolve(name, parts), dtype=torch.float32)
-    config = dataclasses.replace(weaker.config, **told)
-    free = {key: getattr(config, key) for key in ("sample_size", "interpolation_scale")}
-    if weaker.config.kv_compression is None:
-        free["kv_compression"] = config.kv_compression
-    same = dataclasses.replace(weaker.config, **free)
-    if same != config:
-        raise MismatchError(f"{name} is another model: {same}, not {config}")
-    model = PixArtTransformer(config)
-    model.init_weights()
-    # Copies: what was read lies in the file's memory.
-    lacking = model.load_state_dict(weaker.state_dict(), strict=False).missing_keys
-    inserted = re.compile(r"blocks\.\d+\.attn\.(sr|norm)\.\w+")
-    assert all(inserted.fullmatch(key) for key in lacking), "only compression may be new"
-    return model
-
-
-def teacher_of(recipe: Recipe, model: PixArtTransformer) -> PixArtTransformer:
-    """The frozen network that a student learns from; beneath an adapter its own weights."""
-    assert recipe.distill is not None, "only a distillation has a teacher"
-    name = recipe.distill.teacher
-    if name is None and recipe.adapter is not None:
-        return sharing(model, {})
-    teacher = copy.deepcopy(model) if name is None else stronger(name, {})
-    return teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
-
-
-def refuse_misfit(data: Features, recipe: Recipe, config: TransformerConfig) -> None:
-    """Raise MismatchError where the features are not what the transformer or the loss takes."""
-    if recipe.loss.outside_mask is not None and not data.masked:
-        raise MismatchError(
-            f"loss.outside_mask needs masks, {recipe.features} has none: put NAME.mask.png beside "
-            "pictures and prepare them again, or leave it out"
-        )
-    if data.text_width != config.caption_channels:
-        raise MismatchError(
-            f"text features in {recipe.features} have width {data.text_width}, the transformer "
-            f"takes caption_channels = {config.caption_channels}: encode with its text encoder"
-        )
-    ratio = config.kv_compression.ratio if config.kv_compression else 1
-    multiple = config.patch_size * ratio
-    for channels, height, width in data.latent_shapes:
-        odd = height % multiple or width % multiple
-        if channels != config.in_channels or odd:
-            raise MismatchError(
-                f"latents in {recipe.features} are ({channels}, {height}, {width}), the "
-                f"transformer takes {config.in_channels} channels and multiples of {multiple} "
-                f"(patches of {config.patch_size}, KV compression {ratio})"
-            )
-
-
-def start(run: RunSection, out: Path) -> Accelerator:
-    """This process among those that `accelerate launch` or torchrun began: alone by default.
-
-    Raises MissingExtraError for a tracker that is not installed.
-    """
-    for name in run.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"run.trackers names {name}: pip install {name}, or leave it")
-    return Accelerator(
-        cpu=run.device == "cpu",
-        mixed_precision=run.mixed_precision,
-        log_with=list(run.trackers) or None,
-        project_dir=str(out),
-    )
-
-
 @dataclass(frozen=True)
 class Stream:
     """Pictures that every step reads, and how much their loss counts."""
@@ -157,6 +79,17 @@ class Stream:
     data: Features
     batches: BucketBatches
     weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some of a step's pictures."""
+
+    batch: Batch
+    weight: float
+    """How much their mean loss counts."""
+    rng: torch.Generator
+    """For all that is random about them."""
 
 
 def trainable(model: PixArtTransformer) -> dict[str, Tensor]:
@@ -170,10 +103,12 @@ class Trainer:
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out, run = recipe, out, recipe.run
         self.accelerator = start(run, out)
+        if self.accelerator.device.type == "cpu":
+            keep_pages()
         self.data = self.read(recipe.features)
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
-        self.model = build_model(recipe).to(self.accelerator.device)
+        self.model: Any = build_model(recipe).to(self.accelerator.device)
         refuse_misfit(self.data, recipe, self.model.config)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
@@ -182,21 +117,29 @@ class Trainer:
         teacher = None if recipe.distill is None else teacher_of(recipe, self.model)
         adapter = recipe.adapter
         self.adapted = {} if adapter is None else put_on(self.model, adapter)
+        if recipe.control is not None:
+            self.model = Following(self.model, recipe.control)
         self.model.recompute = run.gradient_checkpointing
         for part in self.model.modules():
             if isinstance(part, SelfAttention):
                 part.in_float32 = run.fp32_attention
-        section = recipe.optimizer.scaled(run.batch_size)
-        self.optimizers = optimizers(self.model, section)
-        self.ema = average_of(self.model, run, self.optimizers)
-        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        self.step = 0
-        self.distillation = None if teacher is None else self.distilled_from(teacher)
         if run.compile:
             # Block by block: all share one compiled body, so that it is ready in a minute.
             for block in self.model.blocks:
                 block.compile(dynamic=False)
-        self.network, *self.movers = self.accelerator.prepare(self.model, *self.optimizers)
+        if run.shard:
+            shard(self.model, self.accelerator)
+        self.optimizers = optimizers(self.model, recipe.optimizer.scaled(run.batch_size))
+        self.ema = average_of(self.model, run, self.optimizers)
+        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self.step = 0
+        self.reading = Ahead(self.portions)
+        self.distillation = None if teacher is None else self.distilled_from(teacher)
+        self.movers = [self.accelerator.prepare(o) for o in self.optimizers]
+        if run.shard:
+            self.network = under_autocast(self.model, self.accelerator)
+        else:
+            self.network = self.accelerator.prepare(self.model)
 
     def read(self, features: Path) -> Features:
         """Open prepared pictures; raises WeightsError."""
@@ -227,7 +170,8 @@ class Trainer:
         """Train to the last step, or until `stop` says so; `out/model` is always whole."""
         run = self.recipe.run
         losses, since = [], time.monotonic()
-        while self.step < run.steps and not stop():
+        stopping = Agreement(self.accelerator)
+        while self.step < run.steps and not stopping(stop()):
             losses.append(self.training_step())
             self.step += 1
             if self.step % run.log_every == 0 or self.step == run.steps:
@@ -242,17 +186,12 @@ class Trainer:
     def training_step(self) -> Tensor:
         """Forward, backward, update; returns the loss without waiting for it."""
         run = self.recipe.run
-        first = self.accelerator.process_index * run.accumulate
-        parts = [
-            (stream, rows, self.randomness(first + i + k * MOST_PARTS))
-            for k, stream in enumerate(self.streams)
-            for i, rows in enumerate(stream.batches.rows(self.step).chunk(run.accumulate))
-        ]
+        parts = self.reading.at(self.step, last=self.step + 1 >= run.steps)
         total = torch.zeros((), device=self.accelerator.device)
         for part in parts:
             last = part is parts[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self.network):
-                total += self.backward(*part)
+            with nullcontext() if last else not_yet_summed(self.accelerator, self.network):
+                total += self.backward(part)
         self.set_rates(rate_at(self.step, run.steps, self.recipe.optimizer))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         for mover in self.movers:
@@ -261,11 +200,22 @@ class Trainer:
         self.ema.update(self.model)
         return total
 
-    def backward(self, stream: Stream, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """Gradients of what some rows add to the step's loss, which is returned."""
-        batch = stream.data.batch(rows, self.recipe.run.caption_dropout, rng)
-        losses = self.losses(batch.to(self.accelerator.device), rng)
-        loss = losses.mean() * stream.weight / self.recipe.run.accumulate
+    def portions(self, step: int) -> list[Portion]:
+        """What this process reads in a step, every part with random numbers of its own."""
+        run = self.recipe.run
+        first = self.accelerator.process_index * run.accumulate
+        found = []
+        for k, stream in enumerate(self.streams):
+            for i, rows in enumerate(stream.batches.rows(step).chunk(run.accumulate)):
+                rng = self.randomness(step, first + i + k * MOST_PARTS)
+                batch = stream.data.batch(rows, run.caption_dropout, rng)
+                found.append(Portion(batch, stream.weight / run.accumulate, rng))
+        return found
+
+    def backward(self, part: Portion) -> Tensor:
+        """Gradients of what some pictures add to the step's loss, which is returned."""
+        losses = self.losses(part.batch.to(self.accelerator.device), part.rng)
+        loss = losses.mean() * part.weight
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -273,15 +223,16 @@ class Trainer:
         """(B,): of every picture."""
         if self.distillation is not None:
             return self.distillation.loss(self.network, batch, rng)
-        return loss_of_batch(self.network, self.schedule, batch, self.recipe.loss, rng)
+        network = self.network if self.recipe.control is None else following(self.network, batch)
+        return loss_of_batch(network, self.schedule, batch, self.recipe.loss, rng)
 
-    def randomness(self, part: int) -> torch.Generator:
+    def randomness(self, step: int, part: int) -> torch.Generator:
         """Of one part of one step's pictures: a function of seed, step and part alone.
 
         So a run resumes exactly without any state of random numbers, and two processes draw what
         one with `accumulate = 2` does.
         """
-        seed = (self.recipe.run.seed * 2**28 + self.step) * 2 * MOST_PARTS + part
+        seed = (self.recipe.run.seed * 2**28 + step) * 2 * MOST_PARTS + part
         return torch.Generator().manual_seed(seed % 2**63)
 
     def set_rates(self, share: float) -> None:
@@ -305,31 +256,35 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the whole state, and the averaged weights as a model."""
-        if not self.accelerator.is_main_process:
-            return
-        whole = all(bool(p.isfinite().all()) for p in self.model.parameters())
-        self.refuse_broken(whole, "a weight is not a finite number")
+        """Write the whole state, and the averaged weights as a model; every process must ask."""
+        keep = self.accelerator.is_main_process
         state: dict[str, Any] = {
             "step": self.step,
             "recipe": self.recipe.model_dump(mode="json"),
-            "model": trainable(self.model),
-            "ema": self.ema.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "model": whole(trainable(self.model), keep),
+            "ema": whole(self.ema.state_dict(), keep),
+            "optimizers": [whole(o.state_dict(), keep) for o in self.optimizers],
         }
+        if not keep:
+            return
+        finite = all(bool(p.isfinite().all()) for p in state["model"].values())
+        self.refuse_broken(finite, "a weight is not a finite number")
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         save_checkpoint(checkpoint_at(self.out, self.step), state)
         drop_old_checkpoints(self.out, self.recipe.run.keep_checkpoints)
-        self.save_result()
+        self.save_result({key: state["ema"][key] for key in state["model"]})
 
-    def save_result(self) -> None:
-        """Write what the run is for: the averaged weights, as a model or as an adapter."""
-        adapter, weights = self.recipe.adapter, self.ema.shadow
-        if adapter is None:
-            save_transformer(self.averaged(), self.out / "model" / "transformer")
+    def save_result(self, weights: dict[str, Tensor]) -> None:
+        """Write what the run is for: averaged weights, as a model or as an adapter."""
+        adapter, base = self.recipe.adapter, self.recipe.model.init_from
+        if (control := self.recipe.control) is not None:
+            assert base is not None, "the recipe refuses a control without"
+            save_copy(weights, self.model, self.out / "control", control, base)
             return
-        base = self.recipe.model.init_from
+        if adapter is None:
+            save_transformer(self.with_weights(weights), self.out / "model" / "transformer")
+            return
         save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
 
     def resume(self) -> None:
@@ -337,18 +292,36 @@ class Trainer:
         state = load_checkpoint(latest_checkpoint(self.out))
         refuse_change(state["recipe"], self.recipe)
         self.step = state["step"]
-        self.model.load_state_dict(state["model"], strict=self.recipe.adapter is None)
+        places = dict(self.model.named_parameters())
+        for kind in ("model", "ema"):
+            state[kind] = {
+                key: like(value, places[key]) if key in places else value
+                for key, value in state[kind].items()
+            }
+        part = self.recipe.adapter is not None or self.recipe.control is not None
+        self.model.load_state_dict(state["model"], strict=not part)
         self.ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def averaged(self) -> PixArtTransformer:
-        """The model with the averaged weights; what is not trained is shared with it."""
+    def averaged(self) -> Any:
+        """The model (with a ControlNet, a Following) with the averaged weights.
+
+        What is not trained is shared with it. Every process must ask; where weights lie in parts
+        the main one alone gets them.
+        """
+        return self.with_weights(whole(self.ema.shadow, self.accelerator.is_main_process))
+
+    def with_weights(self, weights: dict[str, Tensor]) -> Any:
+        """The model with other weights, by name."""
+        if self.recipe.control is not None:
+            return averaged(self.model, weights)
         if self.recipe.adapter is not None:
-            return sharing(self.model, self.ema.shadow)
+            return sharing(self.model, weights)
         with torch.device("meta"):
             model = PixArtTransformer(self.model.config)
-        model.load_state_dict(self.ema.shadow, assign=True)
+        if self.accelerator.is_main_process or not self.recipe.run.shard:
+            model.load_state_dict(weights, assign=True)
         return model.eval()

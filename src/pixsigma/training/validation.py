@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pixsigma.data.features import Batch, Features
+from pixsigma.data.features import Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusers_call import PipelineOutput
 from pixsigma.diffusion.samplers.base import Sampler
@@ -17,6 +17,7 @@ from pixsigma.errors import InputError
 from pixsigma.interfaces import Denoiser
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pipeline import PixArtSigmaPipeline
+from pixsigma.training.control import Following, following
 from pixsigma.training.recipe import Recipe
 from pixsigma.training.sections import ValidationSection
 from pixsigma.training.step import loss_at
@@ -43,13 +44,20 @@ def held_out_loss(
     for bucket in range(len(data.latent_shapes)):
         rows = (data.bucket_of == bucket).nonzero()[:MOST, 0]
         for part in rows.split(32):
-            batch = data.batch(part, 0.0, rng)
-            batch = Batch(batch.latents.to(device), batch.text.to(device))
+            batch = data.batch(part, 0.0, rng).to(device)
+            asked = following(denoiser, batch) if isinstance(denoiser, Following) else denoiser
             eps = torch.randn(batch.latents.shape, generator=rng).to(device)
             for t in grid:
                 when = t.expand(len(part)).to(device)
-                losses.append(loss_at(denoiser, schedule, batch, when, eps))
+                losses.append(loss_at(asked, schedule, batch, when, eps))
     return float(torch.cat(losses).mean())
+
+
+def due(section: ValidationSection, before: int, step: int, steps: int) -> bool:
+    """Whether it is time to look, `before` being the step of the report before."""
+    if not section.prompts and section.features is None:
+        return False
+    return step // section.every > before // section.every or step == steps
 
 
 class Validation:
@@ -74,18 +82,14 @@ class Validation:
             self.null = self.pipe.encode([""] * len(prompts))
             self.pipe.text_encoder = None  # it may be larger than everything else
 
-    def due(self, before: int, step: int, steps: int) -> bool:
-        """Whether it is time, `before` being the step of the report before."""
-        every = self.section.every
-        return step // every > before // every or step == steps
-
-    def look(self, model: PixArtTransformer, step: int) -> dict[str, Any]:
+    def look(self, model: PixArtTransformer | Following, step: int) -> dict[str, Any]:
         """`held_out_loss` and `picture`, as `Progress` has them, of what the recipe asks for."""
         device = next(model.parameters()).device
         found: dict[str, Any] = {}
         if self.data is not None:
             found["held_out_loss"] = held_out_loss(model, self.schedule, self.data, device)
         if self.pipe is not None:
+            assert isinstance(model, PixArtTransformer), "a control has no prompts"
             found["picture"] = self.draw(model, step)
         return found
 

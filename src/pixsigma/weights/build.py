@@ -85,7 +85,7 @@ def load_components(
     variant: Variant | None = None,
     file_variant: str | None = None,
     use_safetensors: bool | None = None,
-    stream_text: bool = False,
+    stream_text: bool | int = False,
     prompt_cache: str | Path | None = None,
     offline: bool = False,
     int8: str | None = None,
@@ -96,8 +96,8 @@ def load_components(
     `text_and_vae`, by default the published ones on the hub. `resolution` and `variant` are hints
     for files that do not tell; `file_variant` (`fp16`) and `use_safetensors` choose among copies.
     `int8` is a mode in which the transformer is quantised while it is read. `stream_text` leaves
-    the text encoder in its file, read layer by layer as it works; `prompt_cache` is a folder that
-    answers for it where a prompt was encoded before.
+    the text encoder in its file, read layer by layer as it works; a number is how many bytes of it
+    stay. `prompt_cache` is a folder that answers for it where a prompt was encoded before.
     Raises WeightsError or InputError.
     """
     if unknown := set(parts) - set(ALL_PARTS):

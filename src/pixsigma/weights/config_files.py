@@ -47,7 +47,7 @@ _T5_FIXED: dict[str, tuple[Any, ...]] = {
 _OURS = ("kv_compression", "qk_norm", "quantization_config")
 
 QUANTIZATION = {"quant_method": "pixsigma-int8"}
-"""What the config of a transformer in 8 bits says, so that other programs refuse it."""
+"""What the config of a network in 8 bits says, so that other programs refuse it."""
 
 
 def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
@@ -152,6 +152,7 @@ def autoencoder_json(config: AutoencoderConfig) -> dict[str, Any]:
 def t5_config(values: Mapping[str, Any]) -> T5Config:
     """Read the config of a T5 v1.1 encoder; raises MismatchError for a T5 of another build."""
     _check_fixed(values, _T5_FIXED, "text encoder")
+    _check_fixed(values, {"quantization_config": (None, QUANTIZATION)}, "text encoder")
     if "feed_forward_proj" not in values:
         raise MismatchError("T5 v1.1 says feed_forward_proj gated-gelu, this config says nothing")
     missing = [

@@ -161,14 +161,16 @@ def read_text_encoder(
     dtype: torch.dtype | None = None,
     max_tokens: int | None = None,
     choice: FileChoice | None = None,
-    stream: bool = False,
+    stream: bool | int = False,
     prompt_cache: Path | str | None = None,
 ) -> T5TextEncoder:
     """Load T5 and its tokenizer from a folder with `text_encoder/` and `tokenizer/`.
 
     Under fp16 the last linear layers stay fp32, as T5 needs. `stream` leaves the matrices in the
-    file and reads them as they are used. `prompt_cache` is a folder for answers: the encoder is
-    opened only for prompts that are not there. Raises WeightsError or InputError.
+    file and reads them as they are used; a number is how many bytes of them may stay then. One in
+    8 bits is opened this way in any case, to stay unless told otherwise. `prompt_cache` is a folder
+    for answers: the encoder is opened only for prompts that are not there. Raises WeightsError or
+    InputError.
     """
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
@@ -186,12 +188,15 @@ def read_text_encoder(
 
 
 def _open_t5(
-    file: Path, config: T5Config, dtype: torch.dtype | None, stream: bool
+    file: Path, config: T5Config, dtype: torch.dtype | None, stream: bool | int
 ) -> T5Encoder | StreamedT5:
     if stream:
-        return open_streamed(file, config, dtype)
+        return open_streamed(file, config, dtype, int(stream))
+    tensors = open_tensors(file)
+    if quantized_layers(tensors):
+        return open_streamed(file, config, dtype, tensors.num_bytes)
     kept = partial(T5Encoder.storage_dtype, dtype=dtype) if dtype else None
-    return load_into(partial(T5Encoder, config), open_tensors(file), T5, dtype=kept)
+    return load_into(partial(T5Encoder, config), tensors, T5, dtype=kept)
 
 
 def vocabulary_file(folder: Path) -> Path:
@@ -309,10 +314,12 @@ def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None
 def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     """Write `text_encoder/` and `tokenizer/` into a model's folder; raises OutputError."""
     folder, encoder = Path(folder), text_encoder.encoder
-    tensors = T5.to_theirs(encoder.state_dict())
-    _save_part(
-        folder / "text_encoder", tensors, config_files.t5_json(encoder.config), "text_encoder"
-    )
+    tensors, config = Tensors.of(encoder.state_dict()), config_files.t5_json(encoder.config)
+    if quantized_layers(tensors):
+        config["quantization_config"] = config_files.QUANTIZATION
+    else:
+        tensors = T5.to_theirs(tensors)
+    _save_part(folder / "text_encoder", tensors, config, "text_encoder")
     pieces = text_encoder.tokenizer.pieces
     with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
         temp.write_bytes(pieces.content())

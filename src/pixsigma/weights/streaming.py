@@ -1,18 +1,19 @@
 """T5 in a small part of its size: matrix by matrix comes from the file, works and is dropped."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pixsigma.config import T5Config
+from pixsigma.models.narrow import product
+from pixsigma.models.quantized import SCALE
 from pixsigma.models.t5 import T5Encoder
-from pixsigma.weights.files import Tensors
+from pixsigma.weights.files import Spec, Tensors
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.load import check_fit
 from pixsigma.weights.mapped import Mapped, map_tensors
@@ -20,45 +21,58 @@ from pixsigma.weights.mapped import Mapped, map_tensors
 AHEAD = 7
 """Matrices that are read before their turn: those of one layer."""
 
-BLOCK_BYTES = 16 * 2**20
-"""Of a matrix as computed with, at a time: what the cache of a processor holds."""
-
 
 class StreamedT5(nn.Module):
     """The encoder with its matrices left in the file; answers equal those of `T5Encoder`.
 
     Norms and the position bias stay in memory. The linear layers compute in `dtype` on the device
-    of what comes in, whatever precision the file has.
+    of what comes in, whatever precision the file has; those that the file has in 8 bits multiply
+    in 8 bits on a CPU.
     """
 
     streamed = True
     """That nothing else need bring its layers to a device one by one."""
 
-    def __init__(self, config: T5Config, mapped: Mapped, dtype: torch.dtype) -> None:
-        """Raises MismatchError where names or shapes do not fit `config`."""
+    def __init__(self, config: T5Config, mapped: Mapped, dtype: torch.dtype, hold: int = 0) -> None:
+        """`hold` is how many bytes of matrices stay in memory once they were read: the first ones.
+
+        Raises MismatchError where names or shapes do not fit `config`.
+        """
         super().__init__()
         self.config = config
+        names = {T5.ours_of(name): key for name, key in T5.canonical(mapped.tensors).items()}
         self._tensors = T5.to_ours(mapped.tensors)
         with torch.device("meta"):
             net = T5Encoder(config)
-        check_fit(Tensors.of(net.state_dict()).specs, self._tensors.specs, T5)
-        self._reader = Reader(mapped, map(_their_name(mapped), in_order(config)))
+        check_fit(expected(net, self._tensors), self._tensors.specs, T5)
+        order = in_order(config)
+        held = frozenset(first_bytes(order, self._tensors.specs, hold))
+        self._reader = Reader(mapped, [names[key] for key in order], {names[key] for key in held})
         kept = partial(T5Encoder.storage_dtype, dtype=dtype)
         net.embed = Rows(self._tensors["embed.weight"], dtype)  # type: ignore[assignment]
         for name, module in list(net.named_modules()):
             if isinstance(module, nn.Linear):
-                key = f"{name}.weight"
-                layer = StreamedLinear(self._tensors[key], kept(key), self._reader)
-                net.set_submodule(name, layer)
+                net.set_submodule(name, self._layer(f"{name}.weight", kept))
         state = {key: self._tensors[key].to(kept(key), copy=True) for key in net.state_dict()}
         net.load_state_dict(state, strict=True, assign=True)
         self.net = net.eval().requires_grad_(False)
         self._lock = threading.Lock()
 
+    def _layer(self, key: str, kept: Any) -> nn.Module:
+        stored = self._tensors[key]
+        name = key.removesuffix(".weight") + SCALE
+        scale = self._tensors[name].clone() if stored.dtype is torch.int8 else None
+        return StreamedLinear(stored, scale, kept(key), self._reader)
+
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, E) for `ids` (B, L) and `mask` (B, L), as of `T5Encoder`."""
         with self._lock, self._reader:
             return self.net(ids, mask)
+
+    def read_only(self) -> None:
+        """Read all matrices as for a prompt, and compute nothing: how quick it could be at best."""
+        with self._lock, self._reader:
+            self._reader.drain()
 
     @property
     def device(self) -> torch.device:
@@ -71,19 +85,21 @@ class StreamedT5(nn.Module):
 
 
 class StreamedLinear(nn.Module):
-    """`y = x Wᵀ` with a W that is in a file."""
+    """`y = x Wᵀ` with a W that is in a file, in 8 bits with a scale for each output."""
 
-    def __init__(self, stored: Tensor, dtype: torch.dtype, reader: "Reader") -> None:
+    def __init__(
+        self, stored: Tensor, scale: Tensor | None, dtype: torch.dtype, reader: "Reader"
+    ) -> None:
         super().__init__()
-        # a plain attribute, so that moving the encoder moves nothing; T5 asks for its type
+        # plain attributes, so that moving the encoder moves nothing; T5 asks for its type
         self.weight = torch.empty(stored.shape, dtype=dtype, device="meta")
-        self._stored = stored
+        self._stored, self._scale = stored, scale
         self._reader = reader
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         self._reader.wait()
-        y = product(x, self._stored, self.weight.dtype)
+        y = product(x, self._stored, self.weight.dtype, self._scale)
         self._reader.done()
         return y
 
@@ -101,29 +117,18 @@ class Rows(nn.Module):
         return self._stored[ids.cpu()].to(ids.device, self._dtype)
 
 
-def product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x storedᵀ` in `dtype`, a few rows of `stored` at a time: cast, used, overwritten."""
-    if stored.dtype is dtype or x.device.type != "cpu":
-        return linear(x, stored.to(x.device, non_blocking=True).to(dtype))
-    rows = max(1, BLOCK_BYTES // (stored.shape[1] * dtype.itemsize))
-    buffer = torch.empty(min(rows, len(stored)), stored.shape[1], dtype=dtype)
-    y = x.new_empty(*x.shape[:-1], len(stored))
-    for begin in range(0, len(stored), rows):
-        block = stored[begin : begin + rows]
-        weight = buffer[: len(block)].copy_(block)
-        y[..., begin : begin + rows] = linear(x, weight)
-    return y
-
-
 class Reader:
     """A thread that reads a file's tensors in a known order, a few ahead of who uses them.
 
-    A context: inside it `wait` before a tensor is used, `done` after it.
+    A context: inside it `wait` before a tensor is used, `done` after it. What is `held` stays, and
+    is not read in the next round.
     """
 
-    def __init__(self, mapped: Mapped, order: Iterable[str]) -> None:
+    def __init__(self, mapped: Mapped, order: Iterable[str], held: Collection[str] = ()) -> None:
         self._mapped = mapped
         self._order = list(order)
+        self._held = held
+        self._stay: set[str] = set()
 
     def __enter__(self) -> Self:
         self._used, self._stopped = 0, False
@@ -139,7 +144,8 @@ class Reader:
         self._room.release()
         self._thread.join()
         for key in self._order[self._used : self._used + AHEAD + 1]:
-            self._mapped.forget(key)
+            if key not in self._stay:
+                self._mapped.forget(key)
 
     def wait(self) -> None:
         """Return when the next tensor is in memory; raises what the reading raised."""
@@ -148,10 +154,20 @@ class Reader:
             raise self._error
 
     def done(self) -> None:
-        """Drop the tensor; the thread may read another one."""
-        self._mapped.forget(self._order[self._used])
+        """Drop the tensor unless it is held; the thread may read another one."""
+        key = self._order[self._used]
+        if key in self._held:
+            self._stay.add(key)
+        else:
+            self._mapped.forget(key)
         self._used += 1
         self._room.release()
+
+    def drain(self) -> None:
+        """Take all tensors and use none."""
+        for _ in self._order:
+            self.wait()
+            self.done()
 
     def _run(self) -> None:
         try:
@@ -162,15 +178,20 @@ class Reader:
 
     def _read_all(self) -> None:
         for key in self._order[:AHEAD]:
-            self._mapped.ahead(key)
+            self._ahead(key)
         for i, key in enumerate(self._order):
             self._room.acquire()
             if self._stopped:
                 return
             for later in self._order[i + AHEAD : i + AHEAD + 1]:
-                self._mapped.ahead(later)
-            self._mapped.touch(key)
+                self._ahead(later)
+            if key not in self._stay:
+                self._mapped.touch(key)
             self._ready.release()
+
+    def _ahead(self, key: str) -> None:
+        if key not in self._stay:
+            self._mapped.ahead(key)
 
 
 def in_order(config: T5Config) -> list[str]:
@@ -179,14 +200,30 @@ def in_order(config: T5Config) -> list[str]:
     return [f"blocks.{i}.{name}.weight" for i in range(config.num_layers) for name in layer]
 
 
-def open_streamed(path: Path | str, config: T5Config, dtype: torch.dtype | None) -> StreamedT5:
+def expected(net: T5Encoder, given: Tensors) -> dict[str, Spec]:
+    """Names and shapes of `net`, with the scales of the matrices that a file has in 8 bits."""
+    specs = Tensors.of(net.state_dict()).specs
+    for key in in_order(net.config):
+        if key in given.specs and given.specs[key].dtype is torch.int8:
+            specs[key.removesuffix(".weight") + SCALE] = Spec(specs[key].shape[:1], torch.float32)
+    return specs
+
+
+def first_bytes(order: Iterable[str], specs: dict[str, Spec], room: int) -> Iterator[str]:
+    """As many of the first tensors as have room."""
+    for key in order:
+        room -= specs[key].num_bytes if key in specs else 0
+        if room < 0:
+            return
+        yield key
+
+
+def open_streamed(
+    path: Path | str, config: T5Config, dtype: torch.dtype | None, hold: int = 0
+) -> StreamedT5:
     """The encoder in a safetensors file or sharded index; `dtype` None computes in fp32.
 
-    Raises MissingWeightsError, CorruptWeightsError or MismatchError.
+    `hold` is how many bytes of matrices may stay in memory. Raises MissingWeightsError,
+    CorruptWeightsError or MismatchError.
     """
-    return StreamedT5(config, map_tensors(path), dtype or torch.float32)
-
-
-def _their_name(mapped: Mapped) -> Any:
-    names = T5.canonical(mapped.tensors)
-    return lambda key: names[T5.theirs_of(key)[0]]
+    return StreamedT5(config, map_tensors(path), dtype or torch.float32, hold)

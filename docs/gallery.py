@@ -1,0 +1,376 @@
+"""Draw docs/gallery.md: every feature a row, by `mini`, with fixed seeds, not picked.
+
+    python docs/gallery.py [--out docs] [--only large,styles]
+
+The drawings of a row are one call of `draw_many`; edits begin from drawings of its own.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from PIL.Image import Resampling
+
+from pixsigma import GenerationRequest, PixArtSigmaPipeline
+from pixsigma.editing.opening import as_data
+from pixsigma.evaluation.sheets import contact_sheet
+from pixsigma.requests import request_from
+from pixsigma.weights.files import atomic_write
+
+HERE = Path(__file__).parent
+SIDE, STEPS = 128, 12
+
+APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
+BEACH = "a boat on the beach"
+
+Asked = dict[str, Any]
+Cell = tuple[str, Asked | Image.Image]
+"""What stands below a picture, and the picture or the settings that it is drawn with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One feature."""
+
+    name: str
+    title: str
+    words: str
+    command: str
+    cells: Sequence[Cell]
+    note: str = ""
+    """Where mini does not show what a larger model would."""
+    side: int = SIDE
+    checks: Callable[[list[Image.Image]], str] | None = field(default=None, repr=False)
+    """What is measured on the pictures of the row."""
+
+
+def asked(prompt: str, seed: int = 1, **settings: Any) -> Asked:
+    return {"prompt": prompt, "seed": seed, "num_inference_steps": STEPS, **settings}
+
+
+def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).rectangle(box, fill=255)
+    return mask
+
+
+def untouched(before: Image.Image, mask: Image.Image) -> Callable[[list[Image.Image]], str]:
+    """Tells how many kept pixels differ from the input."""
+
+    def told(pictures: list[Image.Image]) -> str:
+        kept = np.asarray(mask) == 0
+        differ = sum(
+            int((np.asarray(each)[kept] != np.asarray(before)[kept]).any(axis=-1).sum())
+            for each in pictures
+            if each.mode == "RGB" and each.size == before.size
+        )
+        return f"Kept pixels that differ from the input in these results: {differ}."
+
+    return told
+
+
+# Rows, in the order of the page
+
+
+def text_rows() -> list[Row]:
+    prompts = [APPLE, "a lion, flat", "a cactus in the desert", "a whale on a yellow background"]
+    shapes = [(128, 128), (160, 96), (96, 160), (64, 64)]
+    return [
+        Row(
+            "text",
+            "Text to picture",
+            "A picture is its prompt, settings and seed. Captions like those that it was "
+            "trained on suit `mini` best.",
+            'pixsigma generate "a lion, flat" --seed 1',
+            [(prompt, asked(prompt)) for prompt in prompts]
+            + [(f"{APPLE}, seed 2", asked(APPLE, 2))],
+        ),
+        Row(
+            "shapes",
+            "Sizes and shapes",
+            "Sides are multiples of 16. These were in the making together, as all of a row on this "
+            "page are: one call of `draw_many`.",
+            'pixsigma generate "a red car" --size 160x96',
+            [(f"{w}x{h}", asked("a red car", 1, width=w, height=h)) for w, h in shapes],
+            "`mini` was trained on squares of 128 pixels last; other shapes bend what it draws.",
+        ),
+    ]
+
+
+def picture_rows(made: dict[str, Image.Image]) -> list[Row]:
+    apple = made[APPLE]
+    strengths = (0.3, 0.5, 0.7, 0.9)
+    return [
+        Row(
+            "image",
+            "Image to image",
+            "The strength is the share of the steps that are taken from the input on.",
+            'pixsigma generate "a lemon, 3D" --image apple.png --strength 0.7',
+            [("the input", apple)]
+            + [
+                (f"a lemon, 3D: {s}", asked("a lemon, 3D", 3, image=as_data(apple), strength=s))
+                for s in strengths
+            ],
+        ),
+        Row(
+            "variations",
+            "Variations",
+            "The same prompt and picture, another seed each.",
+            'pixsigma generate "a house in a meadow" --image house.png --strength 0.6 -n 4',
+            [("the input", made[HOUSE])]
+            + [
+                (f"seed {s}", asked(HOUSE, s, image=as_data(made[HOUSE]), strength=0.6))
+                for s in (5, 6, 7, 8)
+            ],
+        ),
+        *mask_rows(made),
+    ]
+
+
+def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
+    cat, beach = made[CAT], made[BEACH]
+    mask = box_mask(cat.size, (64, 0, 127, 127))
+    given: Asked = {"image": as_data(cat), "mask": as_data(mask)}
+    sides = {"left": 48, "right": 48}
+    return [
+        Row(
+            "inpaint",
+            "Inpainting",
+            "White of the mask is drawn anew; what is black stays to the last bit.",
+            'pixsigma generate "a dog on a blue background" --image cat.png --mask mask.png',
+            [("the input", cat), ("the mask", mask)]
+            + [
+                (f"{p}, seed {s}", asked(p, s, **given))
+                for p, s in ((CAT, 4), ("a dog on a blue background", 4), (CAT, 5))
+            ],
+            "Half a thing is hard for `mini`: it was shown whole ones.",
+            checks=untouched(cat, mask),
+        ),
+        Row(
+            "extend",
+            "Outpainting",
+            "More canvas on any side; the picture itself keeps every pixel.",
+            f'pixsigma generate "{BEACH}" --image beach.png --extend left=48,right=48',
+            [("the input", beach)]
+            + [(f"seed {s}", asked(BEACH, s, image=as_data(beach), extend=sides)) for s in (1, 2)],
+            "On such grounds the new canvas is mostly more of the same.",
+        ),
+    ]
+
+
+def large_rows() -> list[Row]:
+    size: Asked = {"width": 256, "height": 256}
+    house = asked("a house on a yellow background", 2)
+    tiled = size | {"two_pass": True, "tiled": True}
+    return [
+        Row(
+            "large",
+            "Above the trained size: two passes, tiles",
+            "Drawn at once, a picture of twice the trained side falls apart. Two passes draw it "
+            "small, enlarge and refine; `--tiled` refines in overlapping tiles.",
+            'pixsigma generate "a house on a yellow background" --size 256x256 --two-pass --tiled',
+            [
+                ("128x128", house),
+                ("256x256 at once", house | size),
+                ("two passes, 0.3", house | size | {"two_pass": True, "strength": 0.3}),
+                ("tiled, 0.15", house | tiled | {"strength": 0.15}),
+                ("tiled, 0.3", house | tiled | {"strength": 0.3}),
+            ],
+            "`mini` has no detail below 128 pixels to add, and draws large pictures with a grid of "
+            "specks, in one pass as in two. Tiles have none and leave no seams, but each reads the "
+            "whole prompt: with more strength than a little, each draws its own house.",
+            side=192,
+        )
+    ]
+
+
+def steering_rows() -> list[Row]:
+    fish = asked("a fish", 3)
+    family: dict[str, Asked] = {
+        "none (1)": {"guidance_scale": 1.0},
+        "4.5": {},
+        "9": {"guidance_scale": 9.0},
+        "9, rescale 0.7": {"guidance_scale": 9.0, "guidance": {"rescale": 0.7}},
+        "9, apg, norm 2": {"guidance_scale": 9.0, "guidance": {"apg": True, "apg_norm": 2.0}},
+        "interval .2 to .8": {"guidance": {"start": 0.2, "stop": 0.8}},
+        "linear 1 to 8": {
+            "guidance_scale": 1.0,
+            "guidance": {"schedule": "linear", "end_scale": 8.0},
+        },
+        "CFG++ 0.6, ddim": {"guidance": {"cfgpp": 0.6}, "sampler": "ddim"},
+        "PAG 2": {"guidance": {"pag": 2.0}},
+        "SEG 2": {"guidance": {"seg": 2.0}},
+    }
+    samplers = ("dpm++2m", "sa", "unipc", "euler", "euler-a", "heun")
+    return [
+        Row(
+            "guidance",
+            "The guidance family",
+            "How strongly the text leads, and what tames it: [steering.md](steering.md).",
+            'pixsigma generate "a fish" --guidance 9 --guide rescale=0.7',
+            [(name, fish | more) for name, more in family.items()],
+            "On plain grounds a strong guidance has little to overdo; rescale and APG show most in "
+            "colours.",
+        ),
+        Row(
+            "samplers",
+            "Samplers",
+            "12 steps from the same noise; solvers of the same equation agree, `sa` and `euler-a` "
+            "add noise of their own.",
+            'pixsigma generate "a fish" --steps 12 --sampler unipc',
+            [(s, fish | {"sampler": s}) for s in samplers],
+        ),
+    ]
+
+
+def language_rows() -> list[Row]:
+    def told(prompt: str, seed: int = 1) -> Cell:
+        return prompt, asked(prompt, seed, prompt_syntax="weighted")
+
+    halves = [
+        {"prompt": "an orange on a white background", "box": (0.0, 0.0, 0.5, 1.0)},
+        {"prompt": "a green frog on a white background", "box": (0.5, 0.0, 1.0, 1.0)},
+    ]
+    ground = "a white background"
+    rocket = asked("a rocket, flat", 2, num_inference_steps=20)
+    return [
+        Row(
+            "language",
+            "Prompt language",
+            "Weights of words, a change on the way, taking turns, and several texts at once.",
+            'pixsigma generate "[a pumpkin:a cat:0.3]" --syntax weighted',
+            [
+                told("a (green:0) apple"),
+                told("a (green:1.6) apple"),
+                told("[a pumpkin:a cat:0.3]"),
+                told("[a lion|a tiger]"),
+                told("a fish AND a banana"),
+                told("an apple AND:-1 red"),
+            ],
+            "Things that are drawn at once melt, as `mini` was shown one a picture, and a negative "
+            "weight does little here.",
+        ),
+        Row(
+            "regions",
+            "Regional prompts",
+            "Boxes or masks with texts of their own.",
+            f'pixsigma generate "{ground}" --region "0,0,.5,1:an orange" '
+            '--region ".5,0,1,1:a green frog" --size 192x128',
+            [
+                (
+                    f"seed {s}",
+                    asked(ground, s, width=192, height=128, regions=halves, guidance_scale=5.0),
+                )
+                for s in (1, 2, 3)
+            ],
+            "`mini` was shown one thing a picture, and melts the two; a model that knows several "
+            "would place them.",
+        ),
+        Row(
+            "styles",
+            "Styles and negative prompts",
+            "Named templates; yours go into a TOML file.",
+            'pixsigma generate "a house" --style ink',
+            [("none", asked("a house", 1))]
+            + [(s, asked("a house", 1, style=s)) for s in ("ink", "clay", "pixel")]
+            + [
+                (
+                    "style of one's own: 3D",
+                    asked("a house", 1, style={"prompt": "{prompt}, 3D"}),
+                ),
+                ("not: blue", asked("a house", 1, negative_prompt="blue")),
+            ],
+            '`mini` knows two styles, "3D" and "flat", and next to nothing of ink or clay: it '
+            "shows what the words do, not the styles.",
+        ),
+        Row(
+            "fast",
+            "Shortcuts",
+            "`--fast` leaves out what changes little.",
+            'pixsigma generate "a rocket, flat" --fast',
+            [
+                ("20 exact steps", rocket),
+                ("20 steps, --fast", rocket | {"fast": True}),
+                ("8 exact steps", rocket | {"num_inference_steps": 8}),
+            ],
+        ),
+    ]
+
+
+# Drawing and writing
+
+
+def drawn(pipe: PixArtSigmaPipeline, wishes: Sequence[Asked]) -> list[Image.Image]:
+    """The pictures of all wishes, in one call."""
+    requests: list[GenerationRequest] = [request_from(**wish) for wish in wishes]
+    return [step.images[0] for step in pipe.draw_many(requests, at_once=16)]
+
+
+def sheet(row: Row, pictures: Sequence[Image.Image]) -> Image.Image:
+    """The row as one picture with captions; nothing is stretched."""
+    columns = 6 if row.side == SIDE else 5
+    cells = []
+    for picture in pictures:
+        cell = Image.new("RGB", (row.side, row.side), "white")
+        shown = picture.convert("RGB")
+        shown.thumbnail((row.side, row.side), Resampling.LANCZOS)
+        cell.paste(shown, ((row.side - shown.width) // 2, (row.side - shown.height) // 2))
+        cells.append(cell)
+    texts = [caption for caption, _ in row.cells]
+    marks = [None] * len(cells)
+    return contact_sheet(cells, texts, marks, side=row.side, columns=columns)
+
+
+def section(row: Row, pictures: list[Image.Image]) -> str:
+    parts = [f"## {row.title}", row.words, f"![{row.title}](images/gallery/{row.name}.jpg)"]
+    parts.append(f"```sh\n{row.command}\n```")
+    if row.checks is not None:
+        parts.append(row.checks(pictures))
+    if row.note:
+        parts.append(f"*{row.note}*")
+    return "\n\n".join(parts)
+
+
+HEAD = """# Gallery
+
+What each feature does, drawn by `mini`, the small model inside the package, with the seeds that
+stand here and none picked, 12 steps each where nothing else is said. `python docs/gallery.py`
+draws the page again. `mini` draws single things at 128 pixels; where that is too little to show
+an effect, the row says so. Commands name the features; exact settings are in the script.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--only", default="", help="names of rows, with commas; no page then")
+    args = parser.parse_args()
+    only = {name for name in args.only.split(",") if name}
+    pipe = PixArtSigmaPipeline.from_pretrained(args.model)
+    inputs = (APPLE, HOUSE, CAT, BEACH)
+    made = dict(zip(inputs, drawn(pipe, [asked(prompt) for prompt in inputs]), strict=True))
+    rows = [*text_rows(), *picture_rows(made), *large_rows(), *steering_rows(), *language_rows()]
+    rows = [row for row in rows if not only or row.name in only]
+    folder = args.out / "images" / "gallery"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = [HEAD.rstrip()]
+    for row in rows:
+        found = iter(drawn(pipe, [what for _, what in row.cells if isinstance(what, dict)]))
+        cells = [next(found) if isinstance(what, dict) else what for _, what in row.cells]
+        sheet(row, cells).save(folder / f"{row.name}.jpg", quality=88, optimize=True)
+        page.append(section(row, cells))
+    if not only:
+        with atomic_write(args.out / "gallery.md") as temp:
+            temp.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.jpg"))}
+    print(json.dumps(sizes), sum(sizes.values()), "bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Products with weights as a file has them: in 16 bits exactly, in 8 bits with inputs in 8 bits.
+
+Nothing is laid out anew: what is read once must not be copied before its first product.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from pixsigma.models.quantized import saturates
+
+BLOCK_ROWS = 512
+"""Of a matrix as computed with, at a time: what the cache of a processor holds."""
+
+FEW_ROWS = 48
+"""Up to here a product in 8 bits is quicker with the weights as its left factor."""
+
+
+def product(x: Tensor, stored: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+    """`x Wᵀ` in `dtype` for x (…, in) and W (out, in) in any precision, times `scale` (out,).
+
+    On a CPU some rows of W at a time are cast into a buffer and used; 8 bits are multiplied as they
+    are where the CPU has instructions for that (VNNI).
+    """
+    if x.device.type != "cpu":
+        y = linear(x, stored.to(x.device, non_blocking=True).to(dtype))
+        return y if scale is None else y * scale.to(y)
+    if stored.dtype is torch.int8 and not saturates():
+        y = rowwise_product(x.flatten(0, -2).float(), stored).to(dtype).unflatten(0, x.shape[:-1])
+    else:
+        y = block_product(x, stored, dtype)
+    return y if scale is None else y.mul_(scale)
+
+
+def block_product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same, cast on the way: exact where `dtype` holds what is stored."""
+    if stored.dtype is dtype:
+        return narrow_linear(x, stored)
+    buffer = torch.empty(min(BLOCK_ROWS, len(stored)), stored.shape[1], dtype=dtype)
+    y = x.new_empty(*x.shape[:-1], len(stored))
+    for begin in range(0, len(stored), BLOCK_ROWS):
+        block = stored[begin : begin + BLOCK_ROWS]
+        y[..., begin : begin + BLOCK_ROWS] = narrow_linear(x, buffer[: len(block)].copy_(block))
+    return y
+
+
+def rowwise_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, in) times int8 (out, in), as float32: rows of x as whole numbers in [-127, 127].
+
+    Each row has its own scale, as T5's tokens differ by magnitudes.
+    """
+    scale = x.abs().amax(1, keepdim=True).clamp_(min=1e-30).div_(127)
+    numbers = (x / scale).round_().to(torch.int8)
+    if len(x) > FEW_ROWS:
+        return torch._int_mm(numbers, weight.T).float().mul_(scale)
+    return torch._int_mm(weight, numbers.T).T.float().mul_(scale)
+
+
+def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` without bias, by oneDNN in float32: half as long as MKL for some tens of rows."""
+    if x.dtype is torch.float32 and has_onednn_linear():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return linear(x, weight)
+
+
+@cache
+def has_onednn_linear() -> bool:
+    """Whether this build of torch has oneDNN's product of plain tensors, and it is right."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    try:
+        found = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(found.eq(3).all())

@@ -1,0 +1,32 @@
+// Keys, and light or dark; all else is Gradio's.
+(() => {
+  const shade = (dark) => document.body.classList.toggle("dark", dark);
+  const kept = localStorage.getItem("pixsigma-dark");
+  const begin = () => { if (kept !== null) shade(kept === "1"); };
+  document.addEventListener("DOMContentLoaded", begin);
+  window.addEventListener("load", begin);
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("#shade")) return;
+    const dark = !document.body.classList.contains("dark");
+    shade(dark);
+    localStorage.setItem("pixsigma-dark", dark ? "1" : "0");
+  });
+
+  const press = (...ids) => {
+    for (const id of ids) {
+      const button = document.getElementById(id);
+      if (button && !button.disabled && button.offsetParent !== null) return button.click();
+    }
+  };
+  const keys = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      event.stopPropagation(); // the prompt would draw for the same key
+      press("grid", "draw");
+    } else if (event.key === "Escape") {
+      press("grid_stop", "stop");
+    }
+  };
+  document.addEventListener("keydown", keys, true);
+})();

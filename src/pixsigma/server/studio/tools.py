@@ -1,0 +1,122 @@
+"""The buttons under a picture: again, vary, use as input, take its settings, delete."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import gradio as gr
+
+from pixsigma.errors import InputError
+from pixsigma.server.studio import wishes
+from pixsigma.server.studio.drawing import Scene, Studio
+from pixsigma.server.studio.history import Chosen, History
+from pixsigma.server.studio.wiring import DRAWING, QUIET, Widgets, client_of, told_in_words
+
+Show: TypeAlias = Callable[[str, AsyncIterator[Scene]], AsyncIterator[Any]]
+"""A job that may still be drawn, and new scenes, to updates of the tab that draws."""
+
+_SEEN = """async () => {
+  document.querySelector('#begin').scrollIntoView({block: 'center'});
+  await new Promise(done => setTimeout(done, 600));
+}"""
+_FOCUS = "() => document.querySelector('#prompt textarea').focus()"
+
+
+class Tools:
+    """The buttons for one gallery, whose chosen picture is `chosen`."""
+
+    def __init__(self, studio: Studio, *, deletes: bool = False) -> None:
+        self.studio, self.chosen, self.marks = studio, gr.State(None), gr.State([])
+        with gr.Column(visible=False, elem_classes="tools") as self.column:
+            with gr.Row(elem_classes="buttons"):
+                self.again = tool("Again")
+                self.vary = tool("Vary")
+                self.use = tool("Use as input")
+                self.back = tool("Take its settings")
+                self.delete = tool("Delete", visible=deletes)
+            with gr.Accordion("How it was drawn", open=False, elem_classes="told"):
+                self.told = gr.Textbox(
+                    show_label=False,
+                    lines=4,
+                    max_lines=12,
+                    interactive=False,
+                    container=False,
+                    buttons=["copy"],
+                )
+        self.chosen.change(self.tell, self.chosen, self.told, **QUIET)
+
+    def choose_from(self, gallery: Any) -> None:
+        """The picture that is looked at in the gallery is the chosen one."""
+
+        def choose(known: list[Any], event: gr.SelectData) -> list[Any]:
+            mark = tuple(known[event.index])
+            together = sum(job == mark[0] for job, _ in known)
+            label = f"Delete all {together}" if together > 1 else "Delete"
+            return [mark, gr.update(visible=True), gr.update(value=label)]
+
+        gallery.select(choose, self.marks, [self.chosen, self.column, self.delete], **QUIET)
+
+    def wire(
+        self, w: Widgets, job: Any, tabs: Any, show: Show, outputs: list[Any], inputs: list[Any]
+    ) -> None:
+        """Connect the buttons with the form and with the tab that draws."""
+
+        async def again(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
+            async for out in show(job, self.history(request).again(mark)):
+                yield out
+
+        async def vary(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
+            async for out in show(job, self.history(request).vary(mark)):
+                yield out
+
+        for button, draw in ((self.again, again), (self.vary, vary)):
+            button.click(to_picture, None, tabs, **QUIET)
+            button.click(draw, [job, self.chosen], outputs, **DRAWING)
+        # the editor takes a picture once it is seen, so it is unfolded first
+        opened = self.use.click(unfolded, None, w["begin"], **QUIET).then(None, js=_SEEN)
+        opened.then(self.as_input, self.chosen, [w["canvas"], w["shape"]], **QUIET)
+        taken = self.back.click(self.unfold_for, self.chosen, w["begin"], **QUIET)
+        taken = taken.then(self.settings, self.chosen, inputs, **QUIET)
+        taken.then(None, js=_FOCUS)
+
+    def history(self, request: gr.Request) -> History:
+        """What this visitor drew."""
+        return History(self.studio, client_of(request))
+
+    def tell(self, request: gr.Request, mark: Chosen) -> str:
+        """The settings of a picture in words."""
+        try:
+            return self.history(request).told(mark)
+        except InputError:
+            return ""
+
+    def as_input(self, request: gr.Request, mark: Chosen) -> list[Any]:
+        """The picture in the editor."""
+        picture = told_in_words(lambda: self.history(request).picture(mark))
+        shape = wishes.nearest_shape(picture.size)
+        return [wishes.on_canvas(picture), shape]
+
+    def unfold_for(self, request: gr.Request, mark: Chosen) -> Any:
+        """Room for the picture that this one began from, if it did."""
+        values = told_in_words(lambda: self.history(request).widgets(mark))
+        return gr.skip() if values["canvas"] is None else unfolded()
+
+    def settings(self, request: gr.Request, mark: Chosen) -> list[Any]:
+        """The settings of a picture in the widgets."""
+        values = told_in_words(lambda: self.history(request).widgets(mark))
+        return [values[name] for name in wishes.WISHES]
+
+
+def tool(name: str, **settings: Any) -> Any:
+    """One button."""
+    kind = name.split()[0].lower()
+    return gr.Button(name, size="sm", min_width=90, elem_classes=kind, **settings)
+
+
+def unfolded() -> Any:
+    """The fold of the editor, open."""
+    return gr.update(open=True)
+
+
+def to_picture() -> Any:
+    """Show the tab that draws."""
+    return gr.Tabs(selected="picture")
