@@ -81,7 +81,8 @@ def by_torchao(
 ) -> PixArtTransformer:
     """Quantise in place by torchao. This was never run on a GPU: see docs/performance.md.
 
-    Raises MissingExtraError where torchao lacks the mode, or a package that the mode needs.
+    Raises MissingExtraError where torchao lacks the mode, or a package that the mode needs, and
+    InputError where it quantises nothing.
     """
     import torchao.quantization as torchao
 
@@ -92,6 +93,11 @@ def by_torchao(
         torchao.quantize_(model.to(device), config(), filter_fn=_chosen(keep))
     except ImportError as error:
         raise MissingExtraError(f"quantize={mode!r}, torchao says: {error}") from error
+    if not by_others(model):
+        raise InputError(
+            f"quantize={mode!r} changed nothing: torchao left all layers as they are, as it does "
+            f"where their widths do not suit it; take another of {', '.join(MODES)}"
+        )
     return model
 
 
