@@ -157,7 +157,7 @@ def test_targets_are_ends_of_names(folder: Path, tmp_path: Path) -> None:
         "blocks.1.attn.qkv.to_q",
         "blocks.1.cross_attn.proj",
     ]
-    trainer.save_result()
+    trainer.save()
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (told["peft_type"], told["r"], told["lora_alpha"]) == ("LORA", 4, 8)
 

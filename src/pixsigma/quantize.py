@@ -81,8 +81,8 @@ def by_torchao(
 ) -> PixArtTransformer:
     """Quantise in place by torchao. This was never run on a GPU: see docs/performance.md.
 
-    Raises MissingExtraError where torchao lacks the mode, or a package that the mode needs, and
-    InputError where it quantises nothing.
+    Raises MissingExtraError where torchao lacks the mode, or a package that the mode needs;
+    InputError where it passes over every layer.
     """
     import torchao.quantization as torchao
 
@@ -93,10 +93,10 @@ def by_torchao(
         torchao.quantize_(model.to(device), config(), filter_fn=_chosen(keep))
     except ImportError as error:
         raise MissingExtraError(f"quantize={mode!r}, torchao says: {error}") from error
-    if not by_others(model):
+    if not is_quantized(model):
         raise InputError(
-            f"quantize={mode!r} changed nothing: torchao left all layers as they are, as it does "
-            f"where their widths do not suit it; take another of {', '.join(MODES)}"
+            f"quantize={mode!r} takes no layer of this model, whose widths are no multiples of the "
+            "mode's group: choose another mode"
         )
     return model
 
