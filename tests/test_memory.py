@@ -164,7 +164,12 @@ def test_sizes_of_memory() -> None:
     )
 
 
-def test_the_command_tells_a_plan_and_fails_where_nothing_fits() -> None:
+def test_the_command_tells_a_plan_and_fails_where_nothing_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # of a command, not of a process that has run other tests
+    monkeypatch.setattr("pixsigma.machine.resident_memory", lambda: 400_000_000)
+
     def run(*arguments: str) -> Any:
         return CliRunner().invoke(app, ["plan", "--size", "128x128", *arguments])
 
