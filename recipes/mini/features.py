@@ -83,12 +83,14 @@ def caption_table(rows: list[dict[str, Any]]) -> tuple[list[str], Tensor]:
     return unique, table
 
 
-def epoch(rows: list[dict[str, Any]], white: int) -> list[int]:
-    """Rows of one epoch: pictures of one thing on white `white` times, all others once."""
-    plain = [
-        i for i, row in enumerate(rows) if row["background"] == "white" and not row.get("composed")
-    ]
-    return [*range(len(rows)), *(plain * (white - 1))]
+def epoch(rows: list[dict[str, Any]], white: int, single: int) -> list[int]:
+    """Rows of one epoch: one thing on white `white` times, compositions once, others `single`."""
+    seen = []
+    for i, row in enumerate(rows):
+        plain = row["background"] == "white" and not row.get("composed")
+        times = 1 if row["kind"] == "composition" else white if plain else single
+        seen += [i] * times
+    return seen
 
 
 def main() -> None:
@@ -100,13 +102,16 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--white", type=int, default=3, help="times a picture on white is seen")
+    parser.add_argument(
+        "--single", type=int, default=1, help="times another picture that is no composition is seen"
+    )
     args = parser.parse_args()
     rows = [json.loads(line) for line in (args.data / "captions.jsonl").read_text().splitlines()]
     captions, table = caption_table(rows)
     tensors = encode_text(captions, args.text)
     tensors |= encode_images([args.data / r["path"] for r in rows], args.size, args.vae)
     tensors["captions"] = table
-    seen = torch.tensor(epoch(rows, args.white))
+    seen = torch.tensor(epoch(rows, args.white, args.single))
     # White is what a prompt without a background means, and where a shape is learned quickest.
     tensors |= {name: tensors[name][seen] for name in ("mean", "std", "captions")}
     save_tensors(tensors, args.out)

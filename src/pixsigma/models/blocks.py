@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from torch.nn.functional import layer_norm
 
 from pixsigma.interfaces import Perturbation
+from pixsigma.models.attention import attention
 from pixsigma.models.embeddings import Mlp
 from pixsigma.models.perturbed import perturbed_attention
 
@@ -80,9 +81,9 @@ class SelfAttention(nn.Module):
             return self.proj(merge_heads(perturbed_attention(q, k, v, grid, perturbation)))
         if self.in_float32:
             with torch.autocast(q.device.type, enabled=False):
-                y = scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
+                y = attention(q.float(), k.float(), v.float()).to(v.dtype)
             return self.proj(merge_heads(y))
-        return self.proj(merge_heads(scaled_dot_product_attention(q, k, v)))
+        return self.proj(merge_heads(attention(q, k, v)))
 
 
 @dataclass
@@ -156,7 +157,7 @@ class CrossAttention(nn.Module):
             update = self.proj(merge_heads(words.values))
             return update if num == 1 else update.repeat_interleave(len(x) // num, dim=0)
         q = split_heads(self.q_linear(x).reshape(num, -1, x.shape[2]), self.num_heads)
-        y = scaled_dot_product_attention(q, words.keys, words.values, attn_mask=words.mask)
+        y = attention(q, words.keys, words.values, words.mask)
         return self.proj(merge_heads(y).view_as(x))
 
 

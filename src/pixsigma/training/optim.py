@@ -18,7 +18,8 @@ def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to each of (M, rows, columns), by Newton-Schulz.
 
     The quintic of Jordan et al. (2024), "Muon". In the precision given: bf16, as published, is
-    about ten times slower than fp32 on CPUs without bf16 instructions.
+    about ten times slower than fp32 on CPUs without bf16 instructions, and 2.5 times quicker on
+    those with them.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -26,7 +27,7 @@ def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     x = x.mT if tall else x
     for _ in range(num_iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -36,7 +37,8 @@ class Muon(torch.optim.Optimizer):
     For weights of two or more dimensions; a convolution counts as (out, in · height · width).
     Weights of one shape go through Newton-Schulz in one batch. The update is scaled by
     sqrt(max(1, rows / columns)), or with `as_adam` by 0.2 sqrt(max(rows, columns)), the size that
-    Adam's has (Liu et al. 2025, eq. 4), so that one learning rate serves both.
+    Adam's has (Liu et al. 2025, eq. 4), so that one learning rate serves both. Newton-Schulz is
+    done in `precision`, or in that of the weights.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         as_adam: bool = False,
+        precision: torch.dtype | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"as_adam": as_adam})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -70,7 +74,8 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - group["momentum"])
             directions.append(p.grad.lerp(buffer, group["momentum"]).flatten(1))  # Nesterov
-        updates = orthogonalized(torch.stack(directions))
+        stacked = torch.stack(directions)
+        updates = orthogonalized(stacked.to(self.precision or stacked.dtype))
         for p, update in zip(same, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update.view_as(p), alpha=-size)
@@ -129,8 +134,13 @@ def _inverse_root(averages: tuple[Tensor, ...]) -> Tensor:
     return (rows / rows.mean(-1, keepdim=True)).rsqrt()[..., None] * columns.rsqrt()[..., None, :]
 
 
-def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """The optimisers of a recipe; each parameter belongs to exactly one."""
+def optimizers(
+    model: nn.Module, section: OptimizerSection, precision: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a recipe; each parameter belongs to exactly one.
+
+    `precision` is that of Muon's products; none is the weights' own.
+    """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rate, decay = section.learning_rate, section.weight_decay
     match section.name:
@@ -149,7 +159,8 @@ def optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.
         for name, p in params.items()
         if ".blocks." in f".{name}" and p.ndim == 2 and "table" not in name
     }
-    muon = Muon(matrices.values(), lr=section.matrix_learning_rate, weight_decay=decay)
+    rate_of_matrices = section.matrix_learning_rate
+    muon = Muon(matrices.values(), rate_of_matrices, weight_decay=decay, precision=precision)
     return [muon, adamw([p for name, p in params.items() if name not in matrices], rate, decay)]
 
 

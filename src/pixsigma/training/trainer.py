@@ -129,7 +129,9 @@ class Trainer:
                 block.compile(dynamic=False)
         if run.shard:
             shard(self.model, self.accelerator)
-        self.optimizers = optimizers(self.model, recipe.optimizer.scaled(run.batch_size))
+        precision = torch.bfloat16 if run.mixed_precision == "bf16" else None
+        section = recipe.optimizer.scaled(run.batch_size)
+        self.optimizers = optimizers(self.model, section, precision)
         self.ema = average_of(self.model, run, self.optimizers)
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self.step = 0
