@@ -21,12 +21,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    num, _, queries, size = q.shape
+    num, num_heads, size = len(q), q.shape[1], q.shape[-1]
     heads = [x.flatten(0, 1) for x in (q, k, v)]
     bias = q.new_zeros(1, 1, 1)
     if mask is not None:
         # the least number rather than -inf: a text without tokens gives no NaN
         hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-        bias = hidden.expand(num, q.shape[1], 1, -1).flatten(0, 1)
+        bias = hidden.expand(num, num_heads, 1, -1).flatten(0, 1)
     scores = torch.baddbmm(bias, heads[0], heads[1].mT, alpha=size**-0.5)
     return torch.bmm(scores.softmax(dim=-1), heads[2]).unflatten(0, (num, -1))
