@@ -165,11 +165,10 @@ def write(results: Results, out: Path, settings: str) -> None:
     """table.md, curves.png and results.json: everything there is so far."""
     from matplotlib.figure import Figure
 
-    told = {group: runs for group, runs in results.items() if any(runs.values())}
     lines = [settings, ""]
-    figure = Figure(figsize=(4.5 * len(told), 4), layout="constrained")
-    panels = figure.subplots(1, len(told), squeeze=False)[0]
-    for axes, (group, runs) in zip(panels, told.items(), strict=True):
+    figure = Figure(figsize=(4.5 * len(results), 4), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (group, runs) in zip(panels, results.items(), strict=True):
         lines += [f"### {group}", "", ABOUT[group], "", *table(runs), "", *findings(group, runs)]
         lines.append("")
         for name, losses in runs.items():

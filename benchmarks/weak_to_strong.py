@@ -23,7 +23,7 @@ import os
 import random
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -185,9 +185,10 @@ def measure_all(arguments: argparse.Namespace, end: float) -> bool:
                 tell(found, arguments)
             continue
         with ProcessPoolExecutor(arguments.lanes, mp_context=context) as lanes:
-            waiting = [lanes.submit(measure_apart, i, arguments, end) for i in numbers]
-            for finished in as_completed(waiting):
-                done &= finished.result()
+            waiting = {lanes.submit(measure_apart, i, arguments, end) for i in numbers}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=30, return_when=FIRST_COMPLETED)
+                done &= all(case.result() for case in finished)
                 tell(found, arguments)
         if not done:
             break
@@ -197,18 +198,17 @@ def measure_all(arguments: argparse.Namespace, end: float) -> bool:
 def tell(found: list[Case], arguments: argparse.Namespace) -> None:
     """Write everything that is known."""
     results: Results = {}
-    for case in found:
-        results.setdefault(case.group, {})[case.name] = losses_of(case, arguments.out)
-    results = {
-        group: {name: losses for name, losses in runs.items() if losses}
-        for group, runs in sorted(results.items())
-    }
+    for case in sorted(found, key=lambda case: case.group):
+        if losses := losses_of(case, arguments.out):
+            results.setdefault(case.group, {})[case.name] = losses
+    if not results:
+        return
     settings = (
         f"Batches of {arguments.batch}, AdamW at {arguments.rate:g}, "
         f"{arguments.pictures:,} pictures, {arguments.held_out} held out, "
         f"mixed precision {arguments.precision}."
     )
-    write({group: runs for group, runs in results.items() if runs}, arguments.out, settings)
+    write(results, arguments.out, settings)
     draw_sheets(found, arguments.out)
     if arguments.page is not None:
         fill(arguments.page, arguments.out)

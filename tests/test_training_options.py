@@ -1,11 +1,13 @@
 """What a recipe may choose: masks, averages, optimisers, rates, precision, trackers."""
 
+import importlib.util
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,12 +176,39 @@ def test_a_schedule_free_run_keeps_its_average_and_ends_the_same(folder: Path) -
         recipe(folder, optimizer__name="schedulefree")
 
 
-def test_8_bit_moments_need_a_gpu(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "error", "said"),
+    [
+        (None, MissingExtraError, "pip install bitsandbytes"),
+        ("0.41.3", InputError, r"needs bitsandbytes 0\.50, here is 0\.41\.3"),
+    ],
+)
+def test_8_bit_moments_say_what_they_need(
+    there: str | None, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = None if there is None else SimpleNamespace(__version__=there)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", module)
     section = OptimizerSection(name="adamw8bit", learning_rate=1e-3)
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(InputError, match="needs a CUDA GPU"):
+    with pytest.raises(error, match=said):
         optimizers(small_transformer(), section)
+
+
+def test_a_run_with_8_bit_moments_ends_the_same(folder: Path) -> None:
+    pytest.importorskip("bitsandbytes", minversion="0.50")
+    plan = recipe(folder, optimizer__name="adamw8bit", model__attention_head_dim=64)
+    list(train(plan, folder / "whole"))
+    calls = iter([False, True])
+    list(train(plan, folder / "cut", stop=lambda: next(calls)))
+    list(train(plan, folder / "cut", resume=True))
+    ends = [
+        torch.load(latest_checkpoint(folder / name), weights_only=True) for name in ("whole", "cut")
+    ]
+    for name, value in ends[0]["model"].items():
+        assert torch.equal(value, ends[1]["model"][name]), name
+    kept = ends[0]["optimizers"][0]["state"].values()
+    told = [inner for state in kept for inner in state.values() if isinstance(inner, dict)]
+    moments = [state["state1"] for state in (*kept, *told) if "state1" in state]
+    assert torch.uint8 in {moment.dtype for moment in moments}
 
 
 def test_rates_are_scaled_only_when_asked_and_it_is_said(folder: Path) -> None:
@@ -227,25 +256,42 @@ def test_tensorboard_is_told_every_report(folder: Path) -> None:
     assert {"learning_rate", "samples_per_second"} <= set(log.Tags()["scalars"])
 
 
+TRACKED = """
+import sys
+from pathlib import Path
+from pixsigma.training.recipe import read_recipe
+from pixsigma.training.run import train
+plan = read_recipe(Path(sys.argv[1]), {"run.trackers": [sys.argv[3]], "run.steps": 3})
+list(train(plan, Path(sys.argv[2])))
+"""
+
+
+def tracked(folder: Path, name: str, **place: str) -> list[float]:
+    """Losses that a run tells a tracker, in a process of its own: trackers read the environment."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    command = [sys.executable, "-c", TRACKED, str(folder / "recipe.toml"), str(folder / "run")]
+    subprocess.run([*command, name], check=True, timeout=200, env=os.environ | place, cwd=folder)
+    return [row["loss"] for row in read_metrics(folder / "run" / "metrics.jsonl")]
+
+
 def test_trackio_is_told_every_report(folder: Path) -> None:
-    """In a process of its own: trackio reads where to write when it is imported."""
-    pytest.importorskip("trackio")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from pixsigma.training.recipe import read_recipe\n"
-        "from pixsigma.training.run import train\n"
-        "plan = read_recipe(Path(sys.argv[1]), {'run.trackers': ['trackio'], 'run.steps': 3})\n"
-        "list(train(plan, Path(sys.argv[2])))\n"
-    )
-    place = {"TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, str(folder / "recipe.toml"), str(folder / "run")]
-    subprocess.run(command, check=True, timeout=200, env=os.environ | place)
-    (kept,) = (folder / "trackio").glob("pixsigma*.db")
+    place = folder / "trackio"
+    losses = tracked(folder, "trackio", TRACKIO_DIR=str(place), HF_HUB_OFFLINE="1")
+    (kept,) = place.glob("pixsigma*.db")
     with sqlite3.connect(kept) as database:
         rows = [json.loads(row[0]) for row in database.execute("select metrics from metrics")]
-    told = [row["loss"] for row in rows if "loss" in row]
-    reports = read_metrics(folder / "run" / "metrics.jsonl")
-    assert told == pytest.approx([row["loss"] for row in reports])
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses)
+
+
+def test_wandb_is_told_every_report(folder: Path) -> None:
+    """Offline it keeps a log inside the run, whose numbers stand there as words."""
+    losses = tracked(folder, "wandb", WANDB_MODE="offline", WANDB_SILENT="true")
+    (log,) = (folder / "run" / "wandb").glob("offline-run-*/*.wandb")
+    told = log.read_bytes()
+    assert len(losses) == 2
+    assert all(repr(loss).encode() in told for loss in losses)
+    assert not (folder / "wandb").exists()
 
 
 def test_a_mask_beside_a_picture_goes_into_its_shard(tmp_path: Path) -> None:
