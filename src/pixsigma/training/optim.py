@@ -13,9 +13,6 @@ from pixsigma.errors import InputError, MissingExtraError
 from pixsigma.training.schedule_free import ScheduleFreeAdamW
 from pixsigma.training.sections import OptimizerSection
 
-ON_CPUS = (0, 50)
-"""The first bitsandbytes that we know to step on CPUs."""
-
 
 def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to each of (M, rows, columns), by Newton-Schulz.
@@ -173,22 +170,18 @@ def adamw(params: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Ad
 
 
 def adamw8bit(params: Iterable[Tensor], rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW with its two moments in 8 bits (Dettmers et al. 2022); small weights keep 32.
+    """AdamW with its two moments in 8 bits (Dettmers et al. 2022).
 
-    Raises MissingExtraError without bitsandbytes, InputError on CPUs where it is an old one.
+    Raises InputError without a GPU, MissingExtraError without bitsandbytes.
     """
+    if not torch.cuda.is_available():
+        raise InputError("adamw8bit needs a CUDA GPU, there is none here; adamw runs everywhere")
     try:
         bitsandbytes = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise MissingExtraError("adamw8bit needs bitsandbytes: pip install bitsandbytes") from error
-    weights, version = list(params), bitsandbytes.__version__
-    if weights[0].device.type == "cpu" and tuple(map(int, version.split(".")[:2])) < ON_CPUS:
-        raise InputError(
-            f"adamw8bit on a CPU needs bitsandbytes {'.'.join(map(str, ON_CPUS))}, here is "
-            f"{version}; adamw runs everywhere"
-        )
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        weights, lr=rate, betas=(0.9, 0.99), weight_decay=decay
+        list(params), lr=rate, betas=(0.9, 0.99), weight_decay=decay
     )
     return optimizer
 

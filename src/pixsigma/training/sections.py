@@ -149,7 +149,7 @@ class OptimizerSection(Section):
     """How weights move. Muon serves the matrices of the blocks, AdamW everything else."""
 
     name: Literal["adamw", "adamw8bit", "schedulefree", "muon", "came", "adafactor"] = "adamw"
-    """adamw8bit needs bitsandbytes; schedulefree (Defazio et al. 2024) makes its own
+    """adamw8bit needs bitsandbytes and a GPU; schedulefree (Defazio et al. 2024) makes its own
     average, which is what is kept of the run."""
     learning_rate: float = Field(gt=0)
     scale_rate: Literal["no", "sqrt", "linear"] = "no"
