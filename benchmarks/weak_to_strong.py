@@ -1,251 +1,217 @@
 """The paper's claims about going from weak to strong (PixArt-Σ, section 3.3), in miniature.
 
-    python benchmarks/weak_to_strong.py --low LOW --high HIGH --swapped SWAPPED \\
-        --base mini --swapped-base FOLDER --out weak-to-strong [--minutes 5]
+    python benchmarks/weak_to_strong.py --model WEAK --data DATA --out weak-to-strong \\
+        [--other mini] [--minutes 12] [--page docs/weak-to-strong.md]
     python benchmarks/weak_to_strong.py --quick --out somewhere
 
-LOW, HIGH and SWAPPED are folders of `pixsigma prepare`: at one resolution, at twice that, and at
-the first with another autoencoder; each with `-held-out` beside it. A small model is trained on LOW
-first, or taken from `--model`. What is measured, each line a run with the same batches and noise:
-(a) the higher resolution with and without interpolated positions; (b) from the end of (a), where
-keys and values are compressed and how; (c) another autoencoder, against a fresh start. With
-`--minutes` the script ends after about so many; the same command goes on. Writes table.md,
-curves.png, results.json and, with `--base`, drawings over time in NAME/samples.
+WEAK is a small trained model with its encoders (a folder, as `--model` of `generate` takes), DATA
+its rows of pictures and captions, such as captions.jsonl of recipes/mini. Some pictures are drawn
+by lot and prepared at the model's resolution and at twice that, and with the autoencoder of another
+model. What is measured, each line a run with the same batches and noise: (a) the higher resolution
+with and without interpolated positions; (b) from the end of (a), where keys and values are
+compressed and how; (c) another autoencoder, against a fresh start.
+
+Two runs go side by side, each on half of the cores. Losses are kept as they come; with `--minutes`
+the script ends after about so many, and the same command goes on. Writes table.md, curves.png,
+sheets.png and results.json, and with `--page` into that page.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import random
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from weak_cases import Case, Results, cases, draw_sheets, fill, write
 
 from pixsigma.config import TransformerConfig
 from pixsigma.data.shards import open_features
+from pixsigma.datatools.prepare import Settings, Work, prepare
 from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, get_sampler
-from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Trainer
 from pixsigma.training.validation import Validation, held_out_loss
-from pixsigma.weights.build import resolve
-from pixsigma.weights.folder import read_transformer, save_transformer
+from pixsigma.weights.build import load_components, resolve
+from pixsigma.weights.folder import read_transformer, save_folder, save_transformer
 
 POINTS = (0, 50, 100, 500, 1000)
+SHORT = 100
+"""The last point of the runs with compression, which are seven."""
 PROMPTS = ("a red apple", "a snowman", "a yellow lemon", "a frog")
-START = "base"
-"""The case that is trained first."""
+LOSSES = "losses.json"
+"""In a case's folder: what was measured of it so far."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One run: what it changes in which model, and on which pictures."""
-
-    group: str
-    name: str
-    features: str
-    start: str = START
-    """The case whose end it begins with."""
-    model: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[PixArtTransformer], None] = lambda model: None
-    share: float = 1.0
-    """Of the steps: a run may be shorter."""
-
-    @property
-    def folder(self) -> str:
-        """Inside `--out`."""
-        return f"{self.group[0]}-{self.name.replace(' ', '-')}"
-
-
-def hold(weight: nn.Parameter) -> None:
-    """Keep a weight as it is, whatever the optimiser is told."""
-    weight.register_hook(torch.zeros_like)
-
-
-def compressions(model: PixArtTransformer) -> list[SelfAttention]:
-    """The layers that compress."""
-    found = [m for m in model.modules() if isinstance(m, SelfAttention)]
-    return [layer for layer in found if layer.compressed]
-
-
-def average(model: PixArtTransformer) -> None:
-    """Means of neighbours, never trained."""
-    for layer in compressions(model):
-        hold(layer.sr.weight)
-        hold(layer.sr.bias)
-
-
-def discard(model: PixArtTransformer) -> None:
-    """The first of every square of tokens, the others thrown away."""
-    for layer in compressions(model):
-        nn.init.zeros_(layer.sr.weight)
-        layer.sr.weight.data[..., 0, 0] = 1
-    average(model)
-
-
-def random_start(model: PixArtTransformer) -> None:
-    """A convolution as torch starts one."""
-    for layer in compressions(model):
-        layer.sr.reset_parameters()
-
-
-def fresh(model: PixArtTransformer) -> None:
-    """Forget everything."""
-    model.init_weights()
-
-
-def cases(config: TransformerConfig, swapped: bool) -> list[Case]:
-    """All runs of the three claims."""
-    side, scale = config.sample_size, config.interpolation_scale
-    kept = {"sample_size": 2 * side, "interpolation_scale": scale}
-    higher = {"sample_size": 2 * side, "interpolation_scale": 2 * scale}
-    num = config.num_layers
-    half = num // 2
-    first = (num - half) // 2
-    places = {
-        "none": None,
-        "shallow": range(half),
-        "middle": range(first, first + half),
-        "deep": range(num - half, num),
-    }
-    told: dict[str, Any] = {"features": "high", "start": "a-interpolated", "share": 0.5}
-    found = [
-        Case(group="a: resolution", name="interpolated", features="high", model=higher),
-        Case(group="a: resolution", name="as they were", features="high", model=kept),
-    ]
-    for name, layers in places.items():
-        model = {} if layers is None else {"kv_compression": {"layers": list(layers)}}
-        found.append(Case(group="b: compression", name=name, model=model, **told))
-    kinds: dict[str, Callable[[PixArtTransformer], None]] = {
-        "deep, random start": random_start,
-        "deep, average": average,
-        "deep, discard": discard,
-    }
-    for name, prepare in kinds.items():
-        found.append(Case(group="b: compression", name=name, model=model, prepare=prepare, **told))
-    if swapped:
-        found += [
-            Case(group="c: autoencoder", name="swapped", features="swapped"),
-            Case(group="c: autoencoder", name="fresh", features="swapped", prepare=fresh),
-        ]
-    return found
+def make_ready(arguments: argparse.Namespace) -> None:
+    """Draw pictures by lot and prepare them thrice; what is there already is left."""
+    rows = [json.loads(line) for line in arguments.data.read_text().splitlines()]
+    random.Random(0).shuffle(rows)
+    num, held_out = arguments.pictures, arguments.held_out
+    parts = {"": rows[held_out : held_out + num], "-held-out": rows[:held_out]}
+    for ending, part in parts.items():
+        path = arguments.out / f"rows{ending}.jsonl"
+        told = [row | {"path": str(arguments.data.parent / row["path"])} for row in part]
+        path.write_text("".join(json.dumps(row) + "\n" for row in told))
+    side = read_transformer(resolve(str(arguments.model), ("transformer",))).config.sample_size
+    if not (arguments.swapped_base / "model_index.json").is_file():
+        parts_of = load_components(str(arguments.model))
+        other = load_components(arguments.other, parts=("autoencoder",)).autoencoder
+        save_folder(
+            arguments.swapped_base,
+            transformer=parts_of.transformer,
+            text_encoder=parts_of.text_encoder,
+            autoencoder=other,
+            sampler=parts_of.sampler,
+            schedule=parts_of.schedule,
+            variant=parts_of.variant,
+        )
+    work = Work(device=torch.device("cpu"), workers=0, batch_size=16)
+    for name in ("swapped", "high"):
+        base = arguments.swapped_base if name == "swapped" else arguments.model
+        for ending in parts:
+            out = Path(f"{getattr(arguments, name)}{ending}")
+            if (out / "index.json").is_file():
+                continue
+            settings = Settings(
+                data=str(arguments.out / f"rows{ending}.jsonl"),
+                model=str(base),
+                resolution=8 * side * (2 if name == "high" else 1),
+                square=True,
+                max_enlarge=8.0,
+            )
+            start = time.monotonic()
+            for _ in prepare(settings, out, work):
+                pass
+            print(f"{out.name}: prepared in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def recipe_of(case: Case, arguments: argparse.Namespace) -> Recipe:
     """A short run with a constant rate, so that points of one run are comparable."""
-    base = arguments.swapped_base if case.features == "swapped" else arguments.base
-    draws = base is not None and case.group[0] in "ac"
-    if case.start == START:
-        begun = arguments.model or arguments.out / START
-    else:
-        begun = arguments.out / case.start
+    base = arguments.swapped_base if case.features == "swapped" else arguments.model
+    draws = case.draws and not arguments.quick
+    begun = arguments.model if case.start is None else arguments.out / case.start
     return Recipe(
-        features=Path(getattr(arguments, case.features)),
+        features=getattr(arguments, case.features),
         model={"init_from": str(begun), **case.model},
         loss={"prediction_type": arguments.prediction_type, "timesteps": "stratified"},
         optimizer={"learning_rate": arguments.rate, "schedule": "constant", "warmup_steps": 20},
         run={
-            "steps": max(points_of(case, arguments)),
+            "steps": case.points[-1],
             "batch_size": arguments.batch,
             "ema_decay": 0.0,
+            "mixed_precision": arguments.precision,
             "device": "cpu",
             "checkpoint_every": 10**6,
         },
-        validation={"prompts": PROMPTS if draws else (), "guidance_scale": 3.0},
+        validation={
+            "prompts": PROMPTS if draws else (),
+            "guidance_scale": 3.0,
+            "num_inference_steps": 14,
+        },
         **({"base": str(base)} if draws else {}),
     )
 
 
-def points_of(case: Case, arguments: argparse.Namespace) -> list[int]:
-    """Steps after which a case is looked at."""
-    return [p for p in arguments.points if p <= case.share * max(arguments.points)]
-
-
-def base_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The weak model: fresh, at the low resolution."""
-    data = open_features(Path(arguments.low))
-    side = data.latent_shapes[0][1]
-    return Recipe(
-        features=Path(arguments.low),
-        model={
-            "num_layers": arguments.layers,
-            "num_attention_heads": arguments.width // 64,
-            "attention_head_dim": 64,
-            "caption_channels": data.text_width,
-            "sample_size": side,
-            "interpolation_scale": side / 64,
-        },
-        loss={"prediction_type": arguments.prediction_type, "timesteps": "stratified"},
-        optimizer={"name": "muon", "learning_rate": 1e-3, "warmup_steps": 50},
-        run={"steps": arguments.base_steps, "batch_size": 64, "ema_decay": 0.99, "device": "cpu"},
-    )
-
-
-def train_base(arguments: argparse.Namespace, stop: Callable[[], bool]) -> bool:
-    """Train the weak model, or go on with it; whether it is done."""
-    trainer = Trainer(base_recipe(arguments), arguments.out / START)
-    if checkpoints(trainer.out):
-        trainer.resume()
-    for progress in trainer.run(stop):
-        print(f"base {progress.step:5} {progress.loss:.4f}", flush=True)
-    return trainer.step == arguments.base_steps
-
-
-def curve(
-    case: Case, arguments: argparse.Namespace, losses: dict[str, float], stop: Callable[[], bool]
-) -> bool:
-    """Held-out loss of the weights themselves at every point, into `losses`; whether all are."""
-    recipe, points = recipe_of(case, arguments), points_of(case, arguments)
-    trainer = Trainer(recipe, arguments.out / case.folder)
+def measure(case: Case, arguments: argparse.Namespace, end: float) -> bool:
+    """Train a case until all its points are told or time is over; whether they are."""
+    out = arguments.out / case.folder
+    losses = losses_of(case, arguments.out)
+    if str(case.points[-1]) in losses:
+        return True
+    recipe = recipe_of(case, arguments)
+    trainer = Trainer(recipe, out)
     with torch.no_grad():
         case.prepare(trainer.model)
-    if checkpoints(trainer.out):
+    if checkpoints(out):
         trainer.resume()
     held_out = open_features(Path(f"{getattr(arguments, case.features)}-held-out"))
-    validation = Validation(recipe, trainer.out, trainer.schedule, get_sampler(DEFAULT_SAMPLER))
+    validation = Validation(recipe, out, trainer.schedule, get_sampler(DEFAULT_SAMPLER))
     while True:
-        if trainer.step in points and str(trainer.step) not in losses:
-            device = trainer.accelerator.device
-            loss = held_out_loss(trainer.model, trainer.schedule, held_out, device)
+        if trainer.step in case.points and str(trainer.step) not in losses:
+            with trainer.accelerator.autocast():
+                device = trainer.accelerator.device
+                loss = held_out_loss(trainer.model, trainer.schedule, held_out, device)
             validation.look(trainer.model, trainer.step)
             losses[str(trainer.step)] = loss
+            out.mkdir(parents=True, exist_ok=True)
+            (out / LOSSES).write_text(json.dumps(losses) + "\n")
             print(f"{case.group:16} {case.name:26} {trainer.step:5} {loss:.4f}", flush=True)
-        done = trainer.step == max(points)
-        if done or stop():
+        done = trainer.step == case.points[-1]
+        if done or time.time() > end:
             trainer.save()
-            return done
+            break
         trainer.training_step()
         trainer.step += 1
+    if done:  # its model is all that others need
+        shutil.rmtree(out / "checkpoints")
+    return done
 
 
-def write(results: dict[str, dict[str, dict[str, float]]], out: Path) -> None:
-    """table.md, curves.png and results.json."""
-    from matplotlib.figure import Figure
+def losses_of(case: Case, out: Path) -> dict[str, float]:
+    """What is known of a case."""
+    file = out / case.folder / LOSSES
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
 
-    lines = []
-    figure = Figure(figsize=(4.5 * len(results), 4), layout="constrained")
-    for axes, (group, runs) in zip(
-        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
-    ):
-        points = list(max(runs.values(), key=len))
-        lines += [f"### {group}", "", f"| held-out loss after | {' | '.join(points)} |"]
-        lines.append("|---|" + "---|" * len(points))
-        for name, losses in runs.items():
-            told = [f"{losses[point]:.4f}" if point in losses else "" for point in points]
-            lines.append(f"| {name} | {' | '.join(told)} |")
-            axes.plot([int(point) + 1 for point in losses], list(losses.values()), "o-", label=name)
-        lines.append("")
-        axes.set(title=group, xscale="log", xlabel="step + 1", ylabel="held-out loss")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    (out / "table.md").write_text("\n".join(lines))
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    figure.savefig(out / "curves.png", dpi=80)
+
+def measure_apart(number: int, arguments: argparse.Namespace, end: float) -> bool:
+    """One of the cases, in a process that has its share of the cores."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // arguments.lanes))
+    return measure(all_cases(arguments)[number], arguments, end)
+
+
+def all_cases(arguments: argparse.Namespace) -> list[Case]:
+    """The runs for the model that was named."""
+    config = read_transformer(resolve(str(arguments.model), ("transformer",))).config
+    return cases(config, tuple(arguments.points), arguments.short)
+
+
+def measure_all(arguments: argparse.Namespace, end: float) -> bool:
+    """Every case that is not done, those that others begin with first; whether all are."""
+    found, done = all_cases(arguments), True
+    context = multiprocessing.get_context("spawn")
+    for first in (True, False):
+        numbers = [i for i, case in enumerate(found) if (case.start is None) == first]
+        if arguments.lanes == 1:
+            for number in numbers:
+                done &= measure(found[number], arguments, end)
+                tell(found, arguments)
+            continue
+        with ProcessPoolExecutor(arguments.lanes, mp_context=context) as lanes:
+            waiting = {lanes.submit(measure_apart, i, arguments, end) for i in numbers}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=30, return_when=FIRST_COMPLETED)
+                done &= all(case.result() for case in finished)
+                tell(found, arguments)
+        if not done:
+            break
+    return done
+
+
+def tell(found: list[Case], arguments: argparse.Namespace) -> None:
+    """Write everything that is known."""
+    results: Results = {}
+    for case in sorted(found, key=lambda case: case.group):
+        if losses := losses_of(case, arguments.out):
+            results.setdefault(case.group, {})[case.name] = losses
+    if not results:
+        return
+    settings = (
+        f"Batches of {arguments.batch}, AdamW at {arguments.rate:g}, "
+        f"{arguments.pictures:,} pictures, {arguments.held_out} held out, "
+        f"mixed precision {arguments.precision}."
+    )
+    write(results, arguments.out, settings)
+    draw_sheets(found, arguments.out)
+    if arguments.page is not None:
+        fill(arguments.page, arguments.out)
 
 
 def quick(arguments: argparse.Namespace) -> None:
@@ -254,16 +220,15 @@ def quick(arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     folder = arguments.out / "quick"
-    model = PixArtTransformer(
-        TransformerConfig(
-            num_layers=4,
-            num_attention_heads=1,
-            attention_head_dim=16,
-            caption_channels=8,
-            sample_size=4,
-            interpolation_scale=0.0625,
-        )
+    config = TransformerConfig(
+        num_layers=4,
+        num_attention_heads=1,
+        attention_head_dim=16,
+        caption_channels=8,
+        sample_size=4,
+        interpolation_scale=0.0625,
     )
+    model = PixArtTransformer(config)
     for weight in model.parameters():  # a fresh model answers 0 whatever is changed in it
         nn.init.normal_(weight, std=0.2)
     save_transformer(model, folder / "model" / "transformer")
@@ -271,8 +236,8 @@ def quick(arguments: argparse.Namespace) -> None:
         for ending in ("", "-held-out"):
             save_file(random_features(side), folder / f"{name}{ending}")
         setattr(arguments, name, folder / name)
-    arguments.model, arguments.base, arguments.swapped_base = folder / "model", None, None
-    arguments.points, arguments.batch = (0, 2, 4), 4
+    arguments.model, arguments.lanes = folder / "model", 1
+    arguments.points, arguments.short, arguments.batch = (0, 2, 4), 2, 4
     arguments.prediction_type = "epsilon"
 
 
@@ -292,56 +257,43 @@ def random_features(side: int) -> dict[str, Tensor]:
 def flags() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="the weak model; else one is trained")
-    parser.add_argument("--width", type=int, default=128, help="of the one that is trained")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--base-steps", type=int, default=1500)
-    parser.add_argument("--base", help="whose encoders draw; none draws nothing")
-    parser.add_argument("--swapped-base", help="the same of the other autoencoder")
-    parser.add_argument("--low", type=Path, help="features at the low resolution")
-    parser.add_argument("--high", type=Path, help="features at twice that")
-    parser.add_argument("--swapped", type=Path, help="features of another autoencoder")
+    parser.add_argument("--model", type=Path, help="the weak model with its encoders, a folder")
+    parser.add_argument("--data", type=Path, help="rows of pictures and captions, JSON lines")
+    parser.add_argument("--other", default="mini", help="the model whose autoencoder is swapped in")
+    parser.add_argument("--pictures", type=int, default=1200, help="that are trained on")
+    parser.add_argument("--held-out", type=int, default=64, help="pictures that are measured on")
     parser.add_argument("--points", type=int, nargs="+", default=POINTS)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--short", type=int, default=SHORT, help="the last point of compression")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
     parser.add_argument("--prediction-type", default="v_prediction", help="as it was trained")
+    parser.add_argument("--lanes", type=int, default=2, help="runs side by side")
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--page", type=Path, help="a page that gets tables and pictures")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="tiny and random: does it run?")
     return parser
 
 
 def main() -> None:
-    """Train every case that is not done, write what came out."""
+    """Prepare, train every case that is not done, write what came out."""
     parser = flags()
     arguments = parser.parse_args()
+    begun = time.time()
+    arguments.out = arguments.out.absolute()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.high, arguments.swapped = arguments.out / "high", arguments.out / "swapped"
+    arguments.swapped_base = arguments.out / "swapped-base"
     if arguments.quick:
         quick(arguments)
-    elif arguments.high is None or (arguments.low is None and arguments.model is None):
-        parser.error("--high, and --low or --model, are needed; --swapped for the third claim")
-    end = time.monotonic() + 60 * arguments.minutes
-
-    def stop() -> bool:
-        return time.monotonic() > end
-
-    if arguments.model is None and not train_base(arguments, stop):
-        return
-    weak = arguments.model or arguments.out / START
-    config = read_transformer(resolve(str(weak), ("transformer",))).config
-    file = arguments.out / "results.json"
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    if file.is_file():
-        results = json.loads(file.read_text())
-    for case in cases(config, arguments.swapped is not None):
-        losses = results.setdefault(case.group, {}).setdefault(case.name, {})
-        if str(max(points_of(case, arguments))) in losses:
-            continue
-        done = curve(case, arguments, losses, stop)
-        write(results, arguments.out)
-        if not done:
-            print("to be gone on with: the same command")
-            return
+    elif arguments.model is None or arguments.data is None:
+        parser.error("--model and --data are needed")
+    else:
+        make_ready(arguments)
+    done = measure_all(arguments, begun + 60 * arguments.minutes)
+    print(f"{'done' if done else 'to be gone on with: the same command'}, ", end="")
+    print(f"{time.time() - begun:.0f} s")
 
 
 if __name__ == "__main__":

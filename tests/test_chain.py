@@ -1,9 +1,11 @@
 """Weak to strong: stages that begin with one another, in one file and one command."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pictures import small_encoders_folder
@@ -12,8 +14,20 @@ from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.training.chain import Chain, read_chain, train_chain
 from pixsigma.training.checkpoint import checkpoints
 from pixsigma.weights.folder import read_transformer, save_transformer
+from processes import in_two
 from small import small_features, small_transformer
 
+PROCESS = """
+import os, sys
+from pathlib import Path
+from pixsigma.training.chain import read_chain, train_chain
+chain, run = read_chain(Path(sys.argv[1])), Path(sys.argv[2])
+asked = iter(range(100))
+heard = lambda: next(asked) == 2 and os.environ["RANK"] == "1"
+stopped = [(report.stage, report.step) for report in train_chain(chain, run, stop=heard)]
+rest = [(report.stage, report.step) for report in train_chain(chain, run, resume=True)]
+(run / f"told-{os.environ['RANK']}").write_text(f"{stopped}\\n{rest}")
+"""
 CHAIN = """
 init_from = "{folder}/model"
 base = "{folder}/model"
@@ -136,3 +150,21 @@ def test_a_missing_stage_is_told_before_the_first(folder: Path, tmp_path: Path) 
     with pytest.raises(MissingWeightsError, match="nothing"):
         next(train_chain(plan, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_walk_through_a_chain_together(folder: Path, tmp_path: Path) -> None:
+    """One hears Ctrl-C before its third step, in the second stage; both stop and go on there."""
+    in_two(PROCESS, str(folder / "chain.toml"), str(tmp_path / "two"))
+    told = [(tmp_path / "two" / f"told-{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1]
+    stopped, rest = map(ast.literal_eval, told[0].splitlines())
+    steps = [(name, i + 1) for name in ("vae", "high", "long", "kv") for i in range(2)]
+    steps.insert(4, ("high", 3))
+    assert stopped and stopped + rest == steps
+    assert {name for name, _ in stopped} == {"vae", "high"}
+    alone = chain(folder, run__accumulate=2)
+    list(train_chain(alone, tmp_path / "one"))
+    for name in ("vae", "kv"):
+        one, two = (read_transformer(tmp_path / run / name / "model") for run in ("one", "two"))
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(two.state_dict()[key], value, rtol=1e-4, atol=2e-5)

@@ -1,11 +1,7 @@
 """Several processes over gloo: the curve of one, weights in parts (FSDP2), one end for all."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from pixsigma.training.checkpoint import checkpoints, latest_checkpoint
 from pixsigma.training.recipe import read_recipe
 from pixsigma.training.run import read_metrics, train
 from pixsigma.weights.folder import read_transformer
+from processes import in_two
 from small import small_features
 
 RECIPE = """
@@ -63,28 +60,10 @@ def rates(name: str) -> dict[str, Any]:
     return changes | ({"optimizer.schedule": "constant"} if name == "schedulefree" else {})
 
 
-def in_two(recipe: Path, plans: list[tuple[dict[str, Any], Path, bool, str]]) -> None:
+def both(recipe: Path, plans: list[tuple[dict[str, Any], Path, bool, str]]) -> None:
     """Runs, one after the other, in the same two processes; each must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    place |= {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     told = json.dumps([(changes, str(out), resume, who) for changes, out, resume, who in plans])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(recipe), told],
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=280)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    in_two(PROCESS, str(recipe), told)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +88,11 @@ def runs(recipe: Path) -> Path:
         (small, folder / "accumulated", False, "nobody"),
         (parts | {"run.mixed_precision": "bf16"}, folder / "bf16", False, "nobody"),
     ]
-    in_two(recipe, plans)
+    both(recipe, plans)
     (stopped,) = checkpoints(folder / "stopped")
     (folder / "stopped-at").write_text(stopped.stem)
     shutil.copytree(folder / "stopped", folder / "moved")
-    in_two(recipe, [(small, folder / "stopped", True, "nobody")])
+    both(recipe, [(small, folder / "stopped", True, "nobody")])
     return folder
 
 

@@ -40,6 +40,7 @@ steps = {steps}
 batch_size = 3
 checkpoint_every = 4
 log_every = 2
+mixed_precision = "{precision}"
 """
 
 
@@ -48,17 +49,22 @@ def features(tmp_path: Path) -> Path:
     return small_features(tmp_path / "features.safetensors", 12, num=7, spread=0.01)
 
 
-def recipe(features: Path, steps: int = 8, optimizer: str = "adamw") -> Recipe:
+def recipe(
+    features: Path, steps: int = 8, optimizer: str = "adamw", precision: str = "no"
+) -> Recipe:
     path = features.with_name("recipe.toml")
-    path.write_text(RECIPE.format(features=features, steps=steps, optimizer=optimizer))
+    told = {"steps": steps, "optimizer": optimizer, "precision": precision}
+    path.write_text(RECIPE.format(features=features, **told))
     return read_recipe(path)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("adamw", "no"), ("muon", "no"), ("muon", "bf16")]
+)
 def test_a_killed_run_ends_as_one_never_stopped(
-    features: Path, tmp_path: Path, optimizer: str
+    features: Path, tmp_path: Path, optimizer: str, precision: str
 ) -> None:
-    plan = recipe(features, optimizer=optimizer)
+    plan = recipe(features, optimizer=optimizer, precision=precision)
     whole = Trainer(plan, tmp_path / "whole")
     list(whole.run())
 
@@ -111,9 +117,12 @@ def test_what_the_network_predicts_is_the_recipes_choice(features: Path, tmp_pat
         assert trainer.schedule.config.prediction_type == kind
 
 
-def test_the_loss_falls(features: Path, tmp_path: Path) -> None:
-    trainer = Trainer(recipe(features, steps=120, optimizer="muon"), tmp_path / "run")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_loss_falls(features: Path, tmp_path: Path, precision: str) -> None:
+    plan = recipe(features, steps=120, optimizer="muon", precision=precision)
+    trainer = Trainer(plan, tmp_path / "run")
     losses = [p.loss for p in trainer.run()]
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
@@ -219,12 +228,34 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(
     assert latest_checkpoint(trainer.out).read_bytes() == good
 
 
-def test_orthogonalized_brings_singular_values_near_one() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalized_brings_singular_values_near_one(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for shape in ((3, 8, 20), (2, 20, 8)):
-        values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))
+        matrices = torch.randn(shape)
+        found = orthogonalized(matrices.to(dtype))
+        assert found.dtype == dtype
+        values = torch.linalg.svdvals(found.float())
         assert values.min() > 0.6
         assert values.max() < 1.3
+        exact = orthogonalized(matrices.double())
+        # five quintics, each rounded to 8 bits, turn a matrix by a few hundredths
+        assert (found - exact).norm() < (1e-5 if dtype == torch.float32 else 0.05) * exact.norm()
+
+
+def test_muon_computes_in_the_precision_of_the_run(features: Path, tmp_path: Path) -> None:
+    moved = []
+    for precision in (None, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.zeros(8, 20))
+        weight.grad = torch.randn(8, 20, generator=torch.Generator().manual_seed(0))
+        Muon([weight], lr=1.0, precision=precision).step()
+        moved.append(weight.detach())
+    assert (moved[0] - moved[1]).norm() < 0.05 * moved[0].norm()
+    assert not torch.equal(*moved)
+    for name, dtype in (("no", None), ("bf16", torch.bfloat16)):
+        trainer = Trainer(recipe(features, optimizer="muon", precision=name), tmp_path / name)
+        muon = trainer.optimizers[0]
+        assert isinstance(muon, Muon) and muon.precision == dtype
 
 
 def test_muon_takes_the_matrices_of_blocks_and_each_weight_has_one_optimizer(
@@ -262,12 +293,12 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
 
 def test_wrong_recipes_and_features_are_told(features: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
-    path.write_text(RECIPE.format(features=features, steps=8, optimizer="sgd"))
+    path.write_text(RECIPE.format(features=features, steps=8, optimizer="sgd", precision="no"))
     with pytest.raises(InputError, match=r"optimizer\.name"):
         read_recipe(path)
     with pytest.raises(InputError, match=r"run\.stpes"):
         good = tmp_path / "good.toml"
-        good.write_text(RECIPE.format(features=features, steps=8, optimizer="muon"))
+        good.write_text(RECIPE.format(features=features, steps=8, optimizer="muon", precision="no"))
         read_recipe(good, {"run.stpes": 3})
     with pytest.raises(MissingWeightsError):
         FeatureSet.load(tmp_path / "nothing")

@@ -1,5 +1,6 @@
 """What a recipe may choose: masks, averages, optimisers, rates, precision, trackers."""
 
+import importlib.util
 import json
 import os
 import sqlite3
@@ -227,25 +228,42 @@ def test_tensorboard_is_told_every_report(folder: Path) -> None:
     assert {"learning_rate", "samples_per_second"} <= set(log.Tags()["scalars"])
 
 
+TRACKED = """
+import sys
+from pathlib import Path
+from pixsigma.training.recipe import read_recipe
+from pixsigma.training.run import train
+plan = read_recipe(Path(sys.argv[1]), {"run.trackers": [sys.argv[3]], "run.steps": 3})
+list(train(plan, Path(sys.argv[2])))
+"""
+
+
+def tracked(folder: Path, name: str, **place: str) -> list[float]:
+    """Losses that a run tells a tracker, in a process of its own: trackers read the environment."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    command = [sys.executable, "-c", TRACKED, str(folder / "recipe.toml"), str(folder / "run")]
+    subprocess.run([*command, name], check=True, timeout=200, env=os.environ | place, cwd=folder)
+    return [row["loss"] for row in read_metrics(folder / "run" / "metrics.jsonl")]
+
+
 def test_trackio_is_told_every_report(folder: Path) -> None:
-    """In a process of its own: trackio reads where to write when it is imported."""
-    pytest.importorskip("trackio")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from pixsigma.training.recipe import read_recipe\n"
-        "from pixsigma.training.run import train\n"
-        "plan = read_recipe(Path(sys.argv[1]), {'run.trackers': ['trackio'], 'run.steps': 3})\n"
-        "list(train(plan, Path(sys.argv[2])))\n"
-    )
-    place = {"TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, str(folder / "recipe.toml"), str(folder / "run")]
-    subprocess.run(command, check=True, timeout=200, env=os.environ | place)
-    (kept,) = (folder / "trackio").glob("pixsigma*.db")
+    place = folder / "trackio"
+    losses = tracked(folder, "trackio", TRACKIO_DIR=str(place), HF_HUB_OFFLINE="1")
+    (kept,) = place.glob("pixsigma*.db")
     with sqlite3.connect(kept) as database:
         rows = [json.loads(row[0]) for row in database.execute("select metrics from metrics")]
-    told = [row["loss"] for row in rows if "loss" in row]
-    reports = read_metrics(folder / "run" / "metrics.jsonl")
-    assert told == pytest.approx([row["loss"] for row in reports])
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses)
+
+
+def test_wandb_is_told_every_report(folder: Path) -> None:
+    """Offline it keeps a log inside the run, whose numbers stand there as words."""
+    losses = tracked(folder, "wandb", WANDB_MODE="offline", WANDB_SILENT="true")
+    (log,) = (folder / "run" / "wandb").glob("offline-run-*/*.wandb")
+    told = log.read_bytes()
+    assert len(losses) == 2
+    assert all(repr(loss).encode() in told for loss in losses)
+    assert not (folder / "wandb").exists()
 
 
 def test_a_mask_beside_a_picture_goes_into_its_shard(tmp_path: Path) -> None:

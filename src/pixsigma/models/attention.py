@@ -29,4 +29,6 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
         hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         bias = hidden.expand(num, num_heads, 1, -1).flatten(0, 1)
     scores = torch.baddbmm(bias, heads[0], heads[1].mT, alpha=size**-0.5)
-    return torch.bmm(scores.softmax(dim=-1), heads[2]).unflatten(0, (num, -1))
+    y = torch.bmm(scores.softmax(dim=-1), heads[2]).unflatten(0, (num, -1))
+    # but 0, as the kernel gives
+    return y if mask is None else y * mask.any(dim=-1, keepdim=True)

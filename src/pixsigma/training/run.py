@@ -90,7 +90,11 @@ def track(trainer: Trainer, row: dict[str, Any]) -> None:
         return
     accelerator = trainer.accelerator
     if not accelerator.trackers:
-        accelerator.init_trackers("pixsigma", config=flat(trainer.recipe.model_dump(mode="json")))
+        accelerator.init_trackers(
+            "pixsigma",
+            config=flat(trainer.recipe.model_dump(mode="json")),
+            init_kwargs={"wandb": {"dir": str(trainer.out)}},  # else beside where one stands
+        )
     numbers = {k: v for k, v in row.items() if isinstance(v, float | int) and k != "step"}
     accelerator.log(numbers, step=row["step"])
 
