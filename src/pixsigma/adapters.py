@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
+from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
 from pixsigma.quantize import is_quantized
 from pixsigma.weights.adapters import Adapter, AdapterReport, Patch, read_adapter
@@ -129,6 +130,17 @@ class Adapted:
         """The transformer's forward."""
         self.settle()
         return self.pipe.transformer(*args, **kwargs)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the parts of its blocks can be called one by one, for tokens of all pictures.
+
+        Not where layers are brought when their block runs, have one scale a picture, or are
+        compiled into one function.
+        """
+        network = self.pipe.transformer
+        in_place = self.pipe.placement.mode != "sequential"
+        return in_place and isinstance(network, PixArtTransformer) and not is_quantized(network)
 
     def __getattr__(self, name: str) -> Any:
         # `read` and `embed`, where the transformer has them
