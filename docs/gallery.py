@@ -1,6 +1,6 @@
 """Draw docs/gallery.md: every feature a row, by `mini`, with fixed seeds, not picked.
 
-    python docs/gallery.py [--out docs] [--only large,styles]
+    python docs/gallery.py [--out docs] [--only large,styles] [--control NET]
 
 The drawings of a row are one call of `draw_many`; edits begin from drawings of its own. Sizes are
 shares of the side that the model was trained on. What the notes say was seen on the pictures of one
@@ -23,6 +23,7 @@ from PIL.Image import Resampling
 from pixsigma import GenerationRequest, PixArtSigmaPipeline
 from pixsigma.editing.opening import as_data
 from pixsigma.evaluation.sheets import contact_sheet
+from pixsigma.hints import edges
 from pixsigma.requests import request_from
 from pixsigma.weights.files import atomic_write
 
@@ -323,6 +324,32 @@ def language_rows(side: int) -> list[Row]:
     ]
 
 
+def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]:
+    """With a ControlNet for edges of this model, which the package does not have."""
+    if network is None:
+        return []
+    cells: list[Cell] = []
+    for drawn_before, prompt in ((APPLE, "an orange, 3D"), (CAT, "a dog on a blue background")):
+        picture = made[drawn_before].resize((128, 128), Resampling.LANCZOS)
+        hint = {"kind": "edges", "hint": as_data(picture), "network": network}
+        plain = asked(prompt, 6, width=128, height=128)
+        cells += [
+            (f"outlines of {drawn_before}", edges(picture)),
+            (f"{prompt}, without", plain),
+            (f"{prompt}, with", plain | {"control": [hint]}),
+        ]
+    return [
+        Row(
+            "control",
+            "Hints",
+            "A ControlNet leads by outlines, here at 128 pixels; how this one was trained is told in "
+            "[control.md](control.md).",
+            'pixsigma generate "an orange, 3D" --control edges:apple.png --controlnet NET',
+            cells,
+        )
+    ]
+
+
 # Drawing and writing
 
 
@@ -375,6 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--control", help="a ControlNet for edges: a row more")
     parser.add_argument("--only", default="", help="names of rows, with commas; no page then")
     args = parser.parse_args()
     only = {name for name in args.only.split(",") if name}
@@ -383,7 +411,7 @@ def main() -> None:
     inputs = (APPLE, HOUSE, CAT, BEACH)
     made = dict(zip(inputs, drawn(pipe, [asked(prompt) for prompt in inputs]), strict=True))
     rows = [*text_rows(side), *picture_rows(made, side), *large_rows(side)]
-    rows += [*steering_rows(), *language_rows(side)]
+    rows += [*control_rows(made, args.control), *steering_rows(), *language_rows(side)]
     rows = [row for row in rows if not only or row.name in only]
     folder = args.out / "images" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
