@@ -342,8 +342,8 @@ def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]
         Row(
             "control",
             "Hints",
-            "A ControlNet leads by outlines, here at 128 pixels; [control.md](control.md) tells how "
-            "this one was trained.",
+            "A ControlNet leads by outlines, here at 128 pixels. [control.md](control.md) tells "
+            "how this one was trained.",
             'pixsigma generate "an orange, 3D" --control edges:apple.png --controlnet NET',
             cells,
         )
