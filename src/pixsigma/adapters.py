@@ -208,7 +208,7 @@ def merge(network: nn.Module, wanted: Weighted, base: dict[str, Base]) -> None:
     for key in [key for key in base if key not in patches]:
         put(network, key, base.pop(key))
     for key, found in patches.items():
-        layer = network.get_submodule(key.removesuffix(".weight"))
+        layer: Any = network.get_submodule(key.removesuffix(".weight"))
         if key not in base:
             base[key] = layer if isinstance(layer, Int8Linear) else layer.weight.data.cpu()
         plain = whole(base[key], layer.weight.device)

@@ -87,7 +87,7 @@ def add_texts(block: Block, layer: int, places: Sequence[Place]) -> None:
     cross, asking = block.cross_attn, []
     for rows, words in readers(layer, places):
         if words.single:
-            added(rows, cross.answer(rows, words))
+            added(rows, cross(rows, words))
         else:
             asking.append((rows, words))
     if not asking:
