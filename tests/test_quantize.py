@@ -235,9 +235,9 @@ def test_adapters_go_on_quantised_weights_and_off_to_the_last_bit(
     plain, state = step(pipe.transformer), pipe.transformer.state_dict()
     rounding = relative_error(plain, step(full.transformer))
     for each in (full, pipe):
-        each.load_lora(file, weight=0.3)
+        each.load_lora(file)
     moved = step(pipe.transformer)
-    assert relative_error(moved, plain) > 20 * rounding  # else the next line tells nothing
+    assert relative_error(moved, plain) > 5 * rounding  # else the next line tells nothing
     assert relative_error(moved, step(full.transformer)) < 2 * rounding
     pipe.unload_loras()
     assert torch.equal(step(pipe.transformer), plain)
@@ -251,9 +251,8 @@ def test_less_than_a_step_of_8_bits_is_added_all_the_same() -> None:
     network = torch.nn.ModuleDict({"a": layer})
     change = torch.full_like(linear.weight, float(layer.weight_scale.min()) / 5)
     put(network, "a.weight", whole(layer, torch.device("cpu")) + change)
-    x = torch.randn(4, 64).abs()
-    added = network["a"](x) - layer(x)
-    assert relative_error(added, x @ change.T) < 0.1
+    added = network["a"].whole() - layer.whole()
+    assert relative_error(added, change) < 0.1
 
 
 def test_fused_adapters_are_saved_quantised(tmp_path: Path) -> None:
