@@ -1,6 +1,6 @@
 """Do drawings follow outlines: edge agreement on held-out pictures, with a ControlNet and without.
 
-    python benchmarks/control.py --data DATA --control NET --out control [--size 64]
+    python benchmarks/control.py --data DATA --control NET --out scores [--size 128]
 
 DATA is what `recipes/mini/data.py` makes; NET a ControlNet for edges. Outlines are those of pairs
 of thing and style that training never saw (`held_out.jsonl`). Each is drawn under its thing's name
@@ -9,7 +9,7 @@ is the share of the drawing's edges (Canny, as the hint's) within one pixel of a
 recall the share of the hint's edges within one pixel of one of the drawing's. "Another's" is the
 agreement of drawings that follow a hint with the hint of another picture: what chance gives;
 "autoencoder" that of the real picture after encoding and decoding: what the model can reach.
-Writes control.json, control.png and figures.png.
+Writes control.json, control.png and figures.png (hint, without, with).
 """
 
 import json
@@ -84,7 +84,9 @@ def measured(flags: Namespace) -> tuple[dict[str, list[float]], list[list[Image.
     real = [ImageOps.fit(image, side, Image.Resampling.LANCZOS) for image in with_alpha]
     hints = [edge_map(image) for image in real]
     again = [to_pil(pipe.decode(pipe.encode_pictures(signed(image))))[0] for image in real]
+    print(f"{len(rows) * flags.seeds} pictures without, then as many with", flush=True)
     plain = drawings(pipe, flags, rows, None)
+    print("drawn without", flush=True)
     followed = drawings(pipe, flags, rows, str(flags.control))
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for k, hint in enumerate(hints):

@@ -1,12 +1,13 @@
 """Requests that are not alike: together, one by one, and in diffusers sorted by hand, on mini.
 
-    python benchmarks/mixed_batch.py [--lists alike,sizes,mixed] [--num 8] [--quick]
+    python benchmarks/mixed_batch.py [--lists alike,sizes,mixed] [--num 8] [--side 128] [--quick]
 
 Three lists: `alike` differs in prompt and seed, `sizes` in size too, `mixed` in steps and guidance
 as well. By hand means what diffusers can batch: requests with equal size, steps and guidance, texts
-padded. All draw whole pictures from the same noise. In the same run every picture's latents are
+padded. By turns means `draw_many` with no two sizes in one batch, which tells what packing them
+gains. All draw whole pictures from the same noise. In the same run every picture's latents are
 compared with those drawn alone (at most 1e-4 is promised), and its pixels with diffusers'. `batch`
-tells what the network gains by more rows at all, which bounds what any packing could.
+tells what the network gains by more rows of one size.
 """
 
 import time
@@ -18,17 +19,18 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from common import parser
 
 import pixsigma
-from pixsigma import GenerationRequest, PixArtSigmaPipeline, Step
+from pixsigma import GenerationRequest, PixArtSigmaPipeline, Step, gathering
 from pixsigma.measuring import Timing, bars, columns, interleaved, relative_error, write_report
 
 MINI = Path(pixsigma.__file__).parent / "mini"
-TOGETHER, ALONE = "draw_many", "one by one"
+TOGETHER, TURNS, ALONE = "draw_many", "draw_many, sizes by turns", "one by one"
 BY_HAND, THEIRS_ALONE = "diffusers, sorted by hand", "diffusers, one by one"
 
 # diffusers makes prompts lower case, ours takes them as they are: so no capitals here
@@ -38,22 +40,23 @@ THINGS = (
     "a smiling face", "a rocket", "a small boat on the beach at the end of a long day",
     "a whale on a light blue background", "a guitar, flat",
 )  # fmt: skip
-SIZES = ((128, 128), (96, 96), (128, 96), (96, 128))
+SIZES = ((1, 1), (0.75, 0.75), (1, 0.75), (0.75, 1))
+"""As shares of --side."""
 STEPS, SCALES = (10, 14, 20), (3.0, 4.5, 6.0)
 
 
-def requests_of(kind: str, num: int) -> list[GenerationRequest]:
+def requests_of(kind: str, num: int, side: int) -> list[GenerationRequest]:
     """The list of this name."""
     found = []
     for k in range(num):
-        width, height = SIZES[k % len(SIZES)] if kind != "alike" else (128, 128)
+        width, height = SIZES[k % len(SIZES)] if kind != "alike" else (1, 1)
         mixed = kind == "mixed"
         found.append(
             GenerationRequest(
                 prompt=THINGS[k % len(THINGS)],
                 seed=100 + k,
-                width=width,
-                height=height,
+                width=int(width * side),
+                height=int(height * side),
                 num_inference_steps=STEPS[k % len(STEPS)] if mixed else 14,
                 guidance_scale=SCALES[k // 2 % len(SCALES)] if mixed else 4.5,
             )
@@ -113,17 +116,22 @@ def errors(
 
 
 @contextmanager
-def counted(network: torch.nn.Module) -> Iterator[list[int]]:
-    """The rows of every call of a network, which no busy machine can blur."""
-    rows: list[int] = []
-    hook = network.register_forward_pre_hook(
-        lambda _, given, named: rows.append(len(given[0] if given else named["hidden_states"])),
-        with_kwargs=True,
+def counted(layer: torch.nn.Linear) -> Iterator[list[int]]:
+    """The tokens of every call of a layer, which no busy machine can blur."""
+    tokens: list[int] = []
+    hook = layer.register_forward_pre_hook(
+        lambda _, given: tokens.append(given[0].numel() // given[0].shape[-1])
     )
     try:
-        yield rows
+        yield tokens
     finally:
         hook.remove()
+
+
+def by_turns(pipe: PixArtSigmaPipeline, requests: Sequence[GenerationRequest]) -> list[Step]:
+    """`draw_many`, but no batch holds two sizes."""
+    with patch.object(gathering, "pays", lambda network, x: False):
+        return pipe.draw_many(requests, at_once=len(requests))
 
 
 def cpu_timed(work: Callable[[], Any], spent: list[float]) -> None:
@@ -137,18 +145,21 @@ def measured(
     pipe: PixArtSigmaPipeline, theirs: Any, kind: str, args: Namespace
 ) -> tuple[dict[str, Any], dict[str, Timing]]:
     """Times, ratios and errors of one list."""
-    requests = requests_of(kind, args.num)
+    requests = requests_of(kind, args.num, args.side)
     single = [[k] for k in range(len(requests))]
     variants: dict[str, Callable[[], Any]] = {
         BY_HAND: lambda: in_diffusers(theirs, requests, groups(requests)),
         THEIRS_ALONE: lambda: in_diffusers(theirs, requests, single),
         ALONE: lambda: alone(pipe, requests),
+        TURNS: lambda: by_turns(pipe, requests),
         TOGETHER: lambda: pipe.draw_many(requests, at_once=args.num),
     }
-    networks = {TOGETHER: pipe.transformer, ALONE: pipe.transformer, BY_HAND: theirs.transformer}
+    ours = pipe.transformer.blocks[0].attn.qkv
+    layers = {TOGETHER: ours, TURNS: ours, ALONE: ours}
+    layers[BY_HAND] = theirs.transformer.transformer_blocks[0].attn1.to_q
     drawn, calls = {}, {}
-    for name, network in networks.items():
-        with counted(network) as calls[name]:
+    for name, layer in layers.items():
+        with counted(layer) as calls[name]:
             drawn[name] = variants[name]()
     error = errors(drawn[TOGETHER], drawn[ALONE], drawn[BY_HAND])
     spent: dict[str, list[float]] = {name: [] for name in variants}
@@ -163,7 +174,7 @@ def measured(
         }
         for name, taken in times.items()
     }
-    told = {name: {"calls": len(n), "rows_a_call": sum(n) / len(n)} for name, n in calls.items()}
+    told = {name: {"calls": len(n), "tokens_a_call": sum(n) / len(n)} for name, n in calls.items()}
     summary = {"groups_by_hand": len(groups(requests)), "errors": error, "network": told}
     return summary | {"variants": rows}, times
 
@@ -188,6 +199,7 @@ def main() -> None:
     found = parser(__doc__ or "")
     found.add_argument("--lists", default="alike,sizes,mixed")
     found.add_argument("--num", type=int, default=8, help="pictures in a list")
+    found.add_argument("--side", type=int, default=128, help="of the largest pictures, in pixels")
     args = found.parse_args()
     if args.quick:
         args.num, args.rounds, args.lists = 3, 1, "mixed"

@@ -1,11 +1,15 @@
 """Draw docs/gallery.md: every feature a row, by `mini`, with fixed seeds, not picked.
 
-    python docs/gallery.py [--out docs] [--only large,styles]
+    python docs/gallery.py [--out docs] [--only large,styles] [--control NET]
 
-The drawings of a row are one call of `draw_many`; edits begin from drawings of its own.
+The drawings of a row are one call of `draw_many`; edits begin from drawings of its own. Sizes are
+shares of the side that the model was trained on. What the notes say was seen on the pictures of one
+model, LOOKED_AT; for any other they are left out, and which ones is told: look at the pictures,
+write the notes anew, and put the model's own mark there.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +23,16 @@ from PIL.Image import Resampling
 from pixsigma import GenerationRequest, PixArtSigmaPipeline
 from pixsigma.editing.opening import as_data
 from pixsigma.evaluation.sheets import contact_sheet
+from pixsigma.hints import edges
 from pixsigma.requests import request_from
 from pixsigma.weights.files import atomic_write
 
 HERE = Path(__file__).parent
-SIDE, STEPS = 128, 12
+SHOWN, STEPS = 128, 12
+"""Side of a picture on the page, and steps of a drawing, where a row says nothing else."""
+
+LOOKED_AT = "42e5fb80d015"
+"""The mark of the transformer whose pictures the notes speak of."""
 
 APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
 BEACH = "a boat on the beach"
@@ -43,8 +52,8 @@ class Row:
     command: str
     cells: Sequence[Cell]
     note: str = ""
-    """Where mini does not show what a larger model would."""
-    side: int = SIDE
+    """What was seen: where mini does not show what a larger model would."""
+    shown: int = SHOWN
     checks: Callable[[list[Image.Image]], str] | None = field(default=None, repr=False)
     """What is measured on the pictures of the row."""
 
@@ -57,6 +66,14 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).rectangle(box, fill=255)
     return mask
+
+
+def mark_of(pipe: PixArtSigmaPipeline) -> str:
+    """What tells one model's weights from another's."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(pipe.transformer.state_dict().items()):
+        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def untouched(before: Image.Image, mask: Image.Image) -> Callable[[list[Image.Image]], str]:
@@ -77,9 +94,10 @@ def untouched(before: Image.Image, mask: Image.Image) -> Callable[[list[Image.Im
 # Rows, in the order of the page
 
 
-def text_rows() -> list[Row]:
+def text_rows(side: int) -> list[Row]:
     prompts = [APPLE, "a lion, flat", "a cactus in the desert", "a whale on a yellow background"]
-    shapes = [(128, 128), (160, 96), (96, 160), (64, 64)]
+    wide, low = side * 5 // 4, side * 3 // 4
+    shapes = [(side, side), (wide, low), (low, wide), (side // 2, side // 2)]
     return [
         Row(
             "text",
@@ -95,14 +113,14 @@ def text_rows() -> list[Row]:
             "Sizes and shapes",
             "Sides are multiples of 16. These were in the making together, as all of a row on this "
             "page are: one call of `draw_many`.",
-            'pixsigma generate "a red car" --size 160x96',
+            f'pixsigma generate "a red car" --size {wide}x{low}',
             [(f"{w}x{h}", asked("a red car", 1, width=w, height=h)) for w, h in shapes],
-            "`mini` was trained on squares of 128 pixels last; other shapes bend what it draws.",
+            f"`mini` was trained on squares of {side} pixels last; other shapes bend its things.",
         ),
     ]
 
 
-def picture_rows(made: dict[str, Image.Image]) -> list[Row]:
+def picture_rows(made: dict[str, Image.Image], side: int) -> list[Row]:
     apple = made[APPLE]
     strengths = (0.3, 0.5, 0.7, 0.9)
     return [
@@ -128,15 +146,16 @@ def picture_rows(made: dict[str, Image.Image]) -> list[Row]:
                 for s in (5, 6, 7, 8)
             ],
         ),
-        *mask_rows(made),
+        *mask_rows(made, side),
     ]
 
 
-def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
+def mask_rows(made: dict[str, Image.Image], side: int) -> list[Row]:
     cat, beach = made[CAT], made[BEACH]
-    mask = box_mask(cat.size, (64, 0, 127, 127))
+    mask = box_mask(cat.size, (side // 2, 0, side - 1, side - 1))
     given: Asked = {"image": as_data(cat), "mask": as_data(mask)}
-    sides = {"left": 48, "right": 48}
+    more = side * 3 // 8
+    sides = {"left": more, "right": more}
     return [
         Row(
             "inpaint",
@@ -155,7 +174,7 @@ def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
             "extend",
             "Outpainting",
             "More canvas on any side; the picture itself keeps every pixel.",
-            f'pixsigma generate "{BEACH}" --image beach.png --extend left=48,right=48',
+            f'pixsigma generate "{BEACH}" --image beach.png --extend left={more},right={more}',
             [("the input", beach)]
             + [(f"seed {s}", asked(BEACH, s, image=as_data(beach), extend=sides)) for s in (1, 2)],
             "On such grounds the new canvas is mostly more of the same.",
@@ -163,28 +182,30 @@ def mask_rows(made: dict[str, Image.Image]) -> list[Row]:
     ]
 
 
-def large_rows() -> list[Row]:
-    size: Asked = {"width": 256, "height": 256}
+def large_rows(side: int) -> list[Row]:
+    size: Asked = {"width": 2 * side, "height": 2 * side}
     house = asked("a house on a yellow background", 2)
     tiled = size | {"two_pass": True, "tiled": True}
     return [
         Row(
             "large",
             "Above the trained size: two passes, tiles",
-            "Drawn at once, a picture of twice the trained side falls apart. Two passes draw it "
-            "small, enlarge and refine; `--tiled` refines in overlapping tiles.",
-            'pixsigma generate "a house on a yellow background" --size 256x256 --two-pass --tiled',
+            "Twice the trained side. Two passes draw the picture small, enlarge and refine it; "
+            "`--tiled` refines in overlapping tiles.",
+            'pixsigma generate "a house on a yellow background" '
+            f"--size {2 * side}x{2 * side} --two-pass --tiled",
             [
-                ("128x128", house),
-                ("256x256 at once", house | size),
+                (f"{side}x{side}", house),
+                (f"{2 * side}x{2 * side} at once", house | size),
                 ("two passes, 0.3", house | size | {"two_pass": True, "strength": 0.3}),
                 ("tiled, 0.15", house | tiled | {"strength": 0.15}),
                 ("tiled, 0.3", house | tiled | {"strength": 0.3}),
             ],
-            "`mini` has no detail below 128 pixels to add, and draws large pictures with a grid of "
-            "specks, in one pass as in two. Tiles have none and leave no seams, but each reads the "
-            "whole prompt: with more strength than a little, each draws its own house.",
-            side=192,
+            "Drawn at once, the house falls apart. `mini` has no detail to add, and draws large "
+            "pictures with a grid of specks, in one pass as in two. Tiles have none and leave no "
+            "seams, but each reads the whole prompt: with more strength than a little, each draws "
+            "its own house.",
+            shown=192,
         )
     ]
 
@@ -220,15 +241,15 @@ def steering_rows() -> list[Row]:
         Row(
             "samplers",
             "Samplers",
-            "12 steps from the same noise; solvers of the same equation agree, `sa` and `euler-a` "
-            "add noise of their own.",
+            "12 steps from the same noise. `sa` and `euler-a` add noise of their own; the others "
+            "solve one equation.",
             'pixsigma generate "a fish" --steps 12 --sampler unipc',
             [(s, fish | {"sampler": s}) for s in samplers],
         ),
     ]
 
 
-def language_rows() -> list[Row]:
+def language_rows(side: int) -> list[Row]:
     def told(prompt: str, seed: int = 1) -> Cell:
         return prompt, asked(prompt, seed, prompt_syntax="weighted")
 
@@ -237,6 +258,7 @@ def language_rows() -> list[Row]:
         {"prompt": "a green frog on a white background", "box": (0.5, 0.0, 1.0, 1.0)},
     ]
     ground = "a white background"
+    wide = side * 3 // 2
     rocket = asked("a rocket, flat", 2, num_inference_steps=20)
     return [
         Row(
@@ -260,11 +282,11 @@ def language_rows() -> list[Row]:
             "Regional prompts",
             "Boxes or masks with texts of their own.",
             f'pixsigma generate "{ground}" --region "0,0,.5,1:an orange" '
-            '--region ".5,0,1,1:a green frog" --size 192x128',
+            f'--region ".5,0,1,1:a green frog" --size {wide}x{side}',
             [
                 (
                     f"seed {s}",
-                    asked(ground, s, width=192, height=128, regions=halves, guidance_scale=5.0),
+                    asked(ground, s, width=wide, height=side, regions=halves, guidance_scale=5.0),
                 )
                 for s in (1, 2, 3)
             ],
@@ -302,6 +324,32 @@ def language_rows() -> list[Row]:
     ]
 
 
+def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]:
+    """With a ControlNet for edges of this model, which the package does not have."""
+    if network is None:
+        return []
+    cells: list[Cell] = []
+    for drawn_before, prompt in ((APPLE, "an orange, 3D"), (CAT, "a dog on a blue background")):
+        picture = made[drawn_before].resize((128, 128), Resampling.LANCZOS)
+        hint = {"kind": "edges", "hint": as_data(picture), "network": network}
+        plain = asked(prompt, 6, width=128, height=128)
+        cells += [
+            (f"outlines of {drawn_before}", edges(picture)),
+            (f"{prompt}, without", plain),
+            (f"{prompt}, with", plain | {"control": [hint]}),
+        ]
+    return [
+        Row(
+            "control",
+            "Hints",
+            "A ControlNet leads by outlines, here at 128 pixels. [control.md](control.md) tells "
+            "how this one was trained.",
+            'pixsigma generate "an orange, 3D" --control edges:apple.png --controlnet NET',
+            cells,
+        )
+    ]
+
+
 # Drawing and writing
 
 
@@ -313,25 +361,25 @@ def drawn(pipe: PixArtSigmaPipeline, wishes: Sequence[Asked]) -> list[Image.Imag
 
 def sheet(row: Row, pictures: Sequence[Image.Image]) -> Image.Image:
     """The row as one picture with captions; nothing is stretched."""
-    columns = 6 if row.side == SIDE else 5
+    columns = 6 if row.shown == SHOWN else 5
     cells = []
     for picture in pictures:
-        cell = Image.new("RGB", (row.side, row.side), "white")
+        cell = Image.new("RGB", (row.shown, row.shown), "white")
         shown = picture.convert("RGB")
-        shown.thumbnail((row.side, row.side), Resampling.LANCZOS)
-        cell.paste(shown, ((row.side - shown.width) // 2, (row.side - shown.height) // 2))
+        shown.thumbnail((row.shown, row.shown), Resampling.LANCZOS)
+        cell.paste(shown, ((row.shown - shown.width) // 2, (row.shown - shown.height) // 2))
         cells.append(cell)
     texts = [caption for caption, _ in row.cells]
     marks = [None] * len(cells)
-    return contact_sheet(cells, texts, marks, side=row.side, columns=columns)
+    return contact_sheet(cells, texts, marks, side=row.shown, columns=columns)
 
 
-def section(row: Row, pictures: list[Image.Image]) -> str:
+def section(row: Row, pictures: list[Image.Image], looked_at: bool) -> str:
     parts = [f"## {row.title}", row.words, f"![{row.title}](images/gallery/{row.name}.jpg)"]
     parts.append(f"```sh\n{row.command}\n```")
     if row.checks is not None:
         parts.append(row.checks(pictures))
-    if row.note:
+    if row.note and looked_at:
         parts.append(f"*{row.note}*")
     return "\n\n".join(parts)
 
@@ -340,8 +388,13 @@ HEAD = """# Gallery
 
 What each feature does, drawn by `mini`, the small model inside the package, with the seeds that
 stand here and none picked, 12 steps each where nothing else is said. `python docs/gallery.py`
-draws the page again. `mini` draws single things at 128 pixels; where that is too little to show
-an effect, the row says so. Commands name the features; exact settings are in the script.
+draws the page again. `mini` draws squares of {side} pixels and was made of simple pictures; where
+that is too little to show an effect, the row says so. Large ones are shown reduced. Commands name
+the features; exact settings are in the script.
+"""
+
+NOT_LOOKED_AT = """
+No one has written yet what these pictures show and what they do not.
 """
 
 
@@ -349,27 +402,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--control", help="a ControlNet for edges: a row more")
     parser.add_argument("--only", default="", help="names of rows, with commas; no page then")
     args = parser.parse_args()
     only = {name for name in args.only.split(",") if name}
     pipe = PixArtSigmaPipeline.from_pretrained(args.model)
+    side, looked_at = max(pipe.default_size), mark_of(pipe) == LOOKED_AT
     inputs = (APPLE, HOUSE, CAT, BEACH)
     made = dict(zip(inputs, drawn(pipe, [asked(prompt) for prompt in inputs]), strict=True))
-    rows = [*text_rows(), *picture_rows(made), *large_rows(), *steering_rows(), *language_rows()]
+    rows = [*text_rows(side), *picture_rows(made, side), *large_rows(side)]
+    rows += [*control_rows(made, args.control), *steering_rows(), *language_rows(side)]
     rows = [row for row in rows if not only or row.name in only]
     folder = args.out / "images" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
-    page = [HEAD.rstrip()]
+    page = [HEAD.format(side=side).rstrip() + ("" if looked_at else NOT_LOOKED_AT.rstrip())]
     for row in rows:
         found = iter(drawn(pipe, [what for _, what in row.cells if isinstance(what, dict)]))
         cells = [next(found) if isinstance(what, dict) else what for _, what in row.cells]
         sheet(row, cells).save(folder / f"{row.name}.jpg", quality=88, optimize=True)
-        page.append(section(row, cells))
+        page.append(section(row, cells, looked_at))
+        print(f"{row.name}: {len(cells)} pictures", flush=True)
     if not only:
         with atomic_write(args.out / "gallery.md") as temp:
             temp.write_text("\n\n".join(page) + "\n", encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.jpg"))}
     print(json.dumps(sizes), sum(sizes.values()), "bytes")
+    if not looked_at:
+        noted = ", ".join(row.name for row in rows if row.note)
+        print(f"notes left out, as they are of another model than {mark_of(pipe)}: {noted}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pixsigma.data.shards import open_features
 from pixsigma.datatools.prepare import Settings, Work, prepare
 from pixsigma.interfaces import TextFeatures
 from pixsigma.training.control import Following, following
+from pixsigma.training.optim import optimizers
 from pixsigma.training.recipe import Recipe, read_recipe
 from pixsigma.training.run import train
 from pixsigma.training.sections import ControlSection
@@ -115,6 +116,14 @@ def test_it_learns_to_follow(folder: Path) -> None:
     after = held_out_loss(trainer.averaged(), trainer.schedule, data, torch.device("cpu"))
     assert after < 0.8 * before
     assert reports[-1].held_out_loss == pytest.approx(after)
+
+
+def test_muon_moves_the_matrices_of_copies_and_their_links(folder: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(folder, optimizer__name="muon"), tmp_path)
+    muon, rest = optimizers(trainer.model, trainer.recipe.optimizer)
+    # seven of each block, a link behind it and one before the first
+    assert len(muon.param_groups[0]["params"]) == 2 * 7 + 3
+    assert all(p.ndim == 1 or p.shape[0] == 6 for p in rest.param_groups[0]["params"])
 
 
 def test_a_fresh_copy_answers_as_the_model(folder: Path) -> None:

@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.small import small_pipeline, small_transformer
 from tests.test_pipeline import last, pipeline
 
 from pixsigma import GenerationRequest, InputError, PixArtSigmaPipeline
+from pixsigma.adapters import Adapted
+from pixsigma.models.quantized import supported
+from pixsigma.quantize import quantized
 from pixsigma.turns import Asked, Ended, Told, Turn
 
 CLOSE = 1e-4
@@ -80,6 +84,43 @@ def test_what_has_one_shape_is_asked_in_one_batch() -> None:
     pipe.draw_many(requests()[:3])
     # three pairs, until two of them have had their three steps
     assert rows == [6, 6, 6, 2, 2]
+
+
+def counted(pipe: PixArtSigmaPipeline) -> list[int]:
+    """Tokens of every call of the first block."""
+    tokens: list[int] = []
+    layer = pipe.transformer.blocks[0].attn.qkv
+    layer.register_forward_pre_hook(lambda _, args: tokens.append(args[0][..., 0].numel()))
+    return tokens
+
+
+def test_small_pictures_of_different_sizes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline()
+    tokens = counted(pipe)
+    asked = [request.model_copy(update={"sampler": "euler"}) for request in requests()[:4:3]]
+    pipe.draw_many(asked)
+    assert tokens == [2 * 4 + 2 * 6] * 3
+    tokens.clear()
+    monkeypatch.setattr("pixsigma.gathering.SMALL", 2 * 4 * 4 + 1)
+    pipe.draw_many(asked)
+    assert sorted(tokens) == [2 * 4] * 3 + [2 * 6] * 3
+
+
+def test_sizes_take_turns_where_the_parts_of_blocks_are_not_to_be_called() -> None:
+    pipe = small_pipeline()
+    whole = pipe.transformer
+    assert Adapted(pipe, ()).packs
+    pipe.transformer = torch.compile(whole, backend="eager")
+    assert not Adapted(pipe, ()).packs
+    pipe.transformer = whole
+    pipe.enable_sequential_cpu_offload("cpu")
+    assert not Adapted(pipe, ()).packs
+
+
+@pytest.mark.skipif(not supported(), reason="this torch is without oneDNN")
+def test_in_8_bits_a_picture_does_not_depend_on_others_of_other_sizes() -> None:
+    pipe = small_pipeline(transformer=quantized(small_transformer(), "int8-fast"))
+    check_same(pipe, requests()[:4], 8)
 
 
 def test_steps_tell_whose_they_are_and_a_finished_one_makes_room() -> None:

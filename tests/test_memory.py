@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.small import small_transformer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -24,10 +25,12 @@ from pixsigma.memory import (
     parameters,
     require,
 )
+from pixsigma.models.controlnet import ControlNet
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.rehearsal import rehearse
 from pixsigma.requests import GenerationRequest
+from pixsigma.weights.controls import save_control
 from pixsigma.weights.facts import Facts, facts_of
 from pixsigma.weights.prompt_cache import CachedT5
 from pixsigma.weights.streaming import StreamedT5
@@ -131,6 +134,23 @@ def test_a_graphics_card_gets_parts_as_it_has_room() -> None:
     assert small.peak > tiny.peak
 
 
+def test_controlnets_are_counted_where_the_transformer_works() -> None:
+    plain, one, two = (plan(40 * GB, facts=replace(XL, copied=c)) for c in ((), (13,), (13, 13)))
+    network, followed = plain.parts[1], one.parts[1]
+    # 13 of 28 blocks and their links, in the published design 46 % more of everything
+    assert 1.4 < followed.weights / network.weights < 1.55
+    assert followed.seconds and network.seconds
+    assert 1.4 < followed.seconds / network.seconds < 1.55
+    assert followed.work > network.work
+    more = two.parts[1].weights - followed.weights
+    assert more == followed.weights - network.weights
+    assert one.peak - plain.peak >= more
+    assert followed.way == "resident, with 1 ControlNet" and two.parts[1].way.endswith("s")
+    # a hint is encoded, for half of what the picture's decoding takes
+    assert plain.parts[2].seconds and one.parts[2].seconds
+    assert 1.3 < one.parts[2].seconds / plain.parts[2].seconds < 1.8
+
+
 def test_strips_of_large_pictures_are_in_proportion() -> None:
     config = AutoencoderConfig()
     guess, found = decode_cost(config, "strips", 640, 768), _decoded(config, "strips", 640, 768)
@@ -188,6 +208,22 @@ def test_the_command_tells_a_plan_and_fails_where_nothing_fits(
     assert run("--decode", "stripes").exit_code == 2
 
 
+def test_the_commands_count_controlnets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_transformer()
+    state = ControlNet.copy_of(base, 1).state_dict()
+    save_control(state, base, tmp_path, kind="edges", variant="sigma")
+    run = ["plan", "--size", "64x64", "--json", "--controlnet", f"edges={tmp_path}"]
+    made = json.loads(CliRunner().invoke(app, run).stdout)
+    assert made["parts"][1]["way"] == "resident, with 1 ControlNet"
+    told = facts_of("mini", controlnets=[tmp_path, tmp_path / "controlnet.safetensors"])
+    assert told.copied == (1,)
+    monkeypatch.setattr(fitting, "load", lambda *a: a[3])
+    hint = {"kind": "edges", "hint": "x.png", "network": str(tmp_path)}
+    request = GenerationRequest.model_validate({"prompt": "x", "control": [hint]})
+    drawn = fitted(tmp_path, memory="40GB", requests=[request])
+    assert drawn.parts[1].way == "resident, with 1 ControlNet"  # type: ignore[attr-defined]
+
+
 def fitted(tmp_path: Path, **changes: Any) -> PixArtSigmaPipeline:
     settings: dict[str, Any] = {
         "device": torch.device("cpu"),
@@ -197,7 +233,8 @@ def fitted(tmp_path: Path, **changes: Any) -> PixArtSigmaPipeline:
         "prompt_cache": "auto",
         "text_and_vae": None,
     }
-    return fitting.fitted("mini", [GenerationRequest(prompt="x")], **settings | changes)
+    requests = changes.pop("requests", [GenerationRequest(prompt="x")])
+    return fitting.fitted("mini", requests, **settings | changes)
 
 
 def test_a_pipeline_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

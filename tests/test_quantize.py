@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.test_adapters_pipeline import adapter
 
+from pixsigma.adapters import put, whole
 from pixsigma.config import TransformerConfig
 from pixsigma.errors import InputError, MismatchError, MissingExtraError, UnknownNameError
 from pixsigma.measuring import relative_error
@@ -25,7 +27,13 @@ from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.quantize import GPU_MODES, by_torchao, check_mode, is_quantized, quantized
 from pixsigma.weights.convert import convert
 from pixsigma.weights.folder import open_transformer, save_folder, save_transformer
-from small import SIGMA, small_autoencoder, small_text_encoder, small_transformer
+from small import (
+    SIGMA,
+    small_autoencoder,
+    small_pipeline,
+    small_text_encoder,
+    small_transformer,
+)
 
 MODES = ("int8", "int8-fast")
 
@@ -218,11 +226,51 @@ def test_a_copy_packs_its_weights_anew() -> None:
     assert torch.equal(step(copy.deepcopy(small)), expected)
 
 
-def test_adapters_do_not_go_on_quantised_weights(tmp_path: Path) -> None:
-    pipe = PixArtSigmaPipeline.from_pretrained("mini", text_encoder=None, vae=None, quantize="int8")
-    assert is_quantized(pipe.transformer)
-    with pytest.raises(InputError, match="full precision"):
-        pipe.load_lora(tmp_path / "any.safetensors")
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_go_on_quantised_weights_and_off_to_the_last_bit(
+    mode: str, tmp_path: Path
+) -> None:
+    file = adapter(tmp_path, 1)
+    full, pipe = small_pipeline(), small_pipeline(transformer=quantized(small_transformer(), mode))
+    plain, state = step(pipe.transformer), pipe.transformer.state_dict()
+    rounding = relative_error(plain, step(full.transformer))
+    for each in (full, pipe):
+        each.load_lora(file)
+    moved = step(pipe.transformer)
+    assert relative_error(moved, plain) > 5 * rounding  # else the next line tells nothing
+    assert relative_error(moved, step(full.transformer)) < 2 * rounding
+    pipe.unload_loras()
+    assert torch.equal(step(pipe.transformer), plain)
+    found = pipe.transformer.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+
+
+def test_less_than_a_step_of_8_bits_is_added_all_the_same() -> None:
+    linear, layer = int8_linear()
+    network = torch.nn.ModuleDict({"a": layer})
+    change = torch.full_like(linear.weight, float(layer.weight_scale.min()) / 5)
+    put(network, "a.weight", whole(layer, torch.device("cpu")) + change)
+    added = network["a"].whole() - layer.whole()
+    assert relative_error(added, change) < 0.1
+
+
+def test_fused_adapters_are_saved_quantised(tmp_path: Path) -> None:
+    pipe = small_pipeline(transformer=quantized(small_transformer(), "int8-fast"))
+    pipe.load_lora(adapter(tmp_path, 1))
+    pipe.fuse_loras()
+    expected = step(pipe.transformer)
+    save_transformer(pipe.transformer, tmp_path / "fused")
+    again = open_transformer(tmp_path / "fused").load(dtype=torch.float32)
+    assert torch.equal(step(again), expected)
+
+
+def test_adapters_do_not_go_on_what_torchao_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixsigma.adapters.by_others", lambda network: True)
+    with pytest.raises(InputError, match="that torchao quantised"):
+        small_pipeline().load_lora(tmp_path / "any.safetensors")
 
 
 def test_modes_that_cannot_be_had_say_why(monkeypatch: pytest.MonkeyPatch) -> None:

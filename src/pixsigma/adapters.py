@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
+from pixsigma.models.quantized import Int8Linear, Int16Linear, by_others
+from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
 from pixsigma.quantize import is_quantized
 from pixsigma.weights.adapters import Adapter, AdapterReport, Patch, read_adapter
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 Weighted: TypeAlias = tuple[tuple[Adapter, float], ...]
 """Adapters and their weights; each adds its weight times what it would add alone."""
 
+Base: TypeAlias = Tensor | Int8Linear
+"""What lies beneath an adapter: a weight, or a layer that keeps its weights in 8 bits."""
+
 
 @dataclass
 class LoraStack:
@@ -31,7 +36,7 @@ class LoraStack:
 
     loaded: dict[str, Adapter] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    base: dict[str, Tensor] = field(default_factory=dict)
+    base: dict[str, Base] = field(default_factory=dict)
     """The touched weights as they were, on the CPU."""
     in_effect: Weighted | None = ()
     """None while they are being changed, so that a failure there does not pass for done."""
@@ -130,6 +135,17 @@ class Adapted:
         self.settle()
         return self.pipe.transformer(*args, **kwargs)
 
+    @property
+    def packs(self) -> bool:
+        """Whether the parts of its blocks can be called one by one, for tokens of all pictures.
+
+        Not where layers are brought when their block runs, have one scale a picture, or are
+        compiled into one function.
+        """
+        network = self.pipe.transformer
+        in_place = self.pipe.placement.mode != "sequential"
+        return in_place and isinstance(network, PixArtTransformer) and not is_quantized(network)
+
     def __getattr__(self, name: str) -> Any:
         # `read` and `embed`, where the transformer has them
         found = getattr(self.pipe.transformer, name)
@@ -180,30 +196,49 @@ def put_on(pipe: "PixArtSigmaPipeline", wanted: Weighted) -> None:
 
 
 @torch.no_grad()
-def merge(network: nn.Module, wanted: Weighted, base: dict[str, Tensor]) -> None:
+def merge(network: nn.Module, wanted: Weighted, base: dict[str, Base]) -> None:
     """base + Σ weight · delta in float32, rounded once; `base` keeps the weights that it touches.
 
     Weights are replaced, not written into: they may lie in a mapped file that others read.
     """
-    weights = dict(network.named_parameters())
     patches: dict[str, list[tuple[Patch, float]]] = defaultdict(list)
     for adapter, strength in wanted:
         for patch in adapter.patches:
             patches[patch.target.key].append((patch, strength))
     for key in [key for key in base if key not in patches]:
-        weight = weights[key]
-        weight.data = base[key].to(weight.device, weight.dtype)
-        del base[key]
+        put(network, key, base.pop(key))
     for key, found in patches.items():
-        weight = weights[key]
+        layer: Any = network.get_submodule(key.removesuffix(".weight"))
         if key not in base:
-            base[key] = weight.data.cpu()
-        plain = base[key].to(weight.device, torch.float32)
+            base[key] = layer if isinstance(layer, Int8Linear) else layer.weight.data.cpu()
+        plain = whole(base[key], layer.weight.device)
         total = plain.clone()
         for patch, strength in found:
             rows = slice(patch.target.start, patch.target.stop)
             total[rows] += strength * patch.update.delta(plain[rows])
-        weight.data = total.to(weight.dtype)
+        put(network, key, total)
+
+
+def whole(base: Base, device: torch.device) -> Tensor:
+    """A weight in float32."""
+    plain = base.whole() if isinstance(base, Int8Linear) else base
+    return plain.to(device, torch.float32)
+
+
+def put(network: nn.Module, key: str, value: Base) -> None:
+    """Give a layer a weight, or the network its old layer.
+
+    In place of 8 bits a sum gets 16: what an adapter adds is often less than a step of 8.
+    """
+    parent, _, name = key.removesuffix(".weight").rpartition(".")
+    owner = network.get_submodule(parent)
+    layer = getattr(owner, name)
+    if isinstance(value, Int8Linear):
+        setattr(owner, name, value)
+    elif isinstance(layer, Int8Linear):
+        setattr(owner, name, Int16Linear.holding(value, layer.bias))
+    else:
+        layer.weight.data = value.to(layer.weight.device, layer.weight.dtype)
 
 
 def network_of(pipe: "PixArtSigmaPipeline") -> nn.Module:
@@ -215,12 +250,12 @@ def network_of(pipe: "PixArtSigmaPipeline") -> nn.Module:
 
 
 def adaptable(pipe: "PixArtSigmaPipeline") -> nn.Module:
-    """The same, where its weights can be added to; raises InputError for quantised ones."""
+    """The same, where its weights can be added to; raises InputError for torchao's."""
     network = network_of(pipe)
-    if is_quantized(network):
+    if by_others(network):
         raise InputError(
-            "adapters are added to weights in full precision, these are quantised: load the model "
-            "without, load_lora, fuse_loras(), then quantize()"
+            "adapters are not added to weights that torchao quantised: load the model without, "
+            "load_lora, fuse_loras(), then quantize(); int8 and int8-fast take them as they are"
         )
     return network
 

@@ -2,7 +2,7 @@
 
 Rows of a batch do not see one another, so an answer is what it would be alone, up to rounding.
 Texts keep their own lengths: cross-attention runs once for each length that occurs, and none is
-padded. What differs in size is asked by turns.
+padded. Pictures keep their sizes: attention runs once for each size, where sizes share a batch.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -16,8 +16,12 @@ from torch import Tensor
 
 from pixsigma.interfaces import Perturbation
 from pixsigma.models.blocks import Words
+from pixsigma.models.packed import Batch, forward_packed
 from pixsigma.models.transformer import Caption, Times
 from pixsigma.shapes import Latents
+
+SMALL = 2**9
+"""Latents of a question that leave a CPU idle: up to so many, sizes share a batch there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class Question:
     texts: Sequence[Caption]
     variance: bool
     perturbation: Perturbation | None = None
+    packs: bool = False
+    """Whether pictures of other sizes may be in the same batch."""
 
     @property
     def kind(self) -> Hashable:
@@ -38,7 +44,8 @@ class Question:
             return id(self)  # what the texts remember, they remember of these rows
         how = self.perturbation
         disturbed = how and (how.kind, how.layers, how.blur)
-        return self.network, self.x.shape[1:], self.x.dtype, self.x.device, disturbed
+        size = None if self.packs else self.x.shape[1:]
+        return self.network, size, self.x.dtype, self.x.device, disturbed
 
     @property
     def cost(self) -> int:
@@ -47,7 +54,7 @@ class Question:
 
     def answer(self) -> Tensor:
         """The network's answer to this question alone."""
-        return _asked(self, self.x, self.times, self.texts, self.perturbation)
+        return _asked(self, Batch(self.x, self.times, self.texts, self.perturbation), self.variance)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,13 @@ class Asking:
         if isinstance(t, Tensor):  # a network that reads nothing beforehand
             found = partial(self.network, x, t, text, *rest, **extra)
             return self.ask(Call(self.network, found, x[:, 0].numel()))
-        return self.ask(Question(self.network, x, t, text, **extra))
+        return self.ask(Question(self.network, x, t, text, packs=pays(self.network, x), **extra))
+
+
+def pays(network: Any, x: Latents) -> bool:
+    """Whether pictures like these are asked sooner in one batch with others of other sizes."""
+    small = x.device.type != "cpu" or x[:, 0].numel() <= SMALL
+    return small and bool(getattr(network, "packs", False))
 
 
 def answered(questions: Sequence[Question]) -> list[Tensor]:
@@ -118,17 +131,32 @@ def answered(questions: Sequence[Question]) -> list[Tensor]:
     first = questions[0]
     if len(questions) == 1:
         return [first.answer()]
+    variance = any(question.variance for question in questions)
+    sizes: dict[Any, list[int]] = {}
+    for k, question in enumerate(questions):
+        sizes.setdefault(question.x.shape[1:], []).append(k)
+    gathered = [gather([questions[k] for k in places]) for places in sizes.values()]
+    if len(gathered) == 1:
+        outputs = [_asked(first, gathered[0][0], variance)]
+    else:
+        outputs = forward_packed(first.network, [batch for batch, _ in gathered], variance)
+    found: dict[int, Tensor] = {}
+    for output, (_, parts), places in zip(outputs, gathered, sizes.values(), strict=True):
+        found |= zip(places, handed_out(output, parts, len(places)), strict=True)
+    return [found[k] for k in range(len(questions))]
+
+
+def gather(questions: Sequence[Question]) -> tuple[Batch, list[Part]]:
+    """Questions of one size as one batch, and whose its rows are, in their order."""
     parts = sorted(
         (part for k, question in enumerate(questions) for part in parts_of(k, question)),
         key=lambda part: (part.disturbed, part.length),
     )
-    x = torch.cat([part.x for part in parts])
-    how = first.perturbation
+    how = questions[0].perturbation
     if how is not None:  # its rows are the last, as the sorting has it
         how = replace(how, num_rows=sum(len(part.x) for part in parts if part.disturbed))
-    asked = replace(first, variance=any(question.variance for question in questions))
-    output = _asked(asked, x, joined_times(parts), joined_texts(parts), how)
-    return handed_out(output, parts, len(questions))
+    x = torch.cat([part.x for part in parts])
+    return Batch(x, joined_times(parts), joined_texts(parts), how), parts
 
 
 def parts_of(k: int, question: Question) -> list[Part]:
@@ -193,15 +221,10 @@ def handed_out(output: Tensor, parts: Sequence[Part], num_questions: int) -> lis
     ]
 
 
-def _asked(
-    question: Question,
-    x: Latents,
-    times: Times,
-    texts: Sequence[Caption],
-    how: Perturbation | None,
-) -> Tensor:
+def _asked(question: Question, batch: Batch, variance: bool) -> Tensor:
+    how = batch.perturbation
     extra: dict[str, Any] = {"perturbation": how} if how else {}
-    output: Tensor = question.network(x, times, texts, variance=question.variance, **extra)
+    output: Tensor = question.network(batch.x, batch.times, batch.texts, variance=variance, **extra)
     return output
 
 

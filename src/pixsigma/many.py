@@ -80,10 +80,10 @@ def stream_many(
 ) -> Iterator[tuple[int, Step]]:
     """Yield (place in `requests`, step) of requests that may differ in everything.
 
-    Each has its own loop; those that wait for the network are asked together where their latents
-    have one shape, whatever their prompts, steps, samplers and guidance, and a finished one makes
-    room for the next. Pictures are those of `stream`, up to rounding. Requests with the same
-    adapters are drawn one after the other. `at_once` bounds the pictures in the making.
+    Each has its own loop; those that wait for the network are asked together, whatever their
+    prompts, steps, samplers and guidance, of several sizes where that is quicker, and a finished
+    one makes room for the next. Pictures are those of `stream`, up to rounding. Requests with the
+    same adapters are drawn one after the other. `at_once` bounds the pictures in the making.
 
     Raises InputError, and what `stream` raises for the first request that fails.
     """

@@ -11,6 +11,7 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.models.controlnet import Control, Controlled, ControlNet
 from pixsigma.models.narrow import BLOCK_ROWS
 from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
@@ -207,18 +208,24 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
 
 
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
-    """All steps."""
+    """All steps, with the ControlNets, which work where it does."""
+    config, copied = facts.transformer, facts.copied
     rows = 2 if wish.guided else 1
-    cost = step_cost(facts.transformer, wish.height // 8, wish.width // 8, rows, wish.tokens)
-    weights = parameters(PixArtTransformer, facts.transformer) * wish.dtype.itemsize
+    cost = step_cost(config, wish.height // 8, wish.width // 8, rows, wish.tokens, copied)
+    weights = parameters(PixArtTransformer, config)
+    weights += sum(parameters(ControlNet, config, num) for num in copied)
     cost = cost.times(wish.steps).in_precision(wish.dtype)
-    return _part("transformer", "resident", wish, machine, weights, cost)
+    with_them = f", with {len(copied)} ControlNet{'s' * (len(copied) > 1)}" if copied else ""
+    way = f"resident{with_them}"
+    return _part("transformer", way, wish, machine, weights * wish.dtype.itemsize, cost)
 
 
 def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPlan:
-    """One picture."""
+    """One picture, and a hint for each ControlNet: encoding one takes less memory than decoding."""
     config = facts.autoencoder
     cost = decode_cost(config, way, wish.height, wish.width)
+    hints = len(facts.copied) * encode_flops(config) * wish.height * wish.width
+    cost = replace(cost, flops=cost.flops + hints)
     weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
     cost = cost.in_precision(wish.dtype)
     return _part("autoencoder", f"resident, {way}", wish, machine, weights, cost)
@@ -254,10 +261,10 @@ def _part(
 
 
 @cache
-def parameters(network: Any, config: Any) -> int:
+def parameters(network: Any, *settings: Any) -> int:
     """How many numbers the weights are."""
     with torch.device("meta"):
-        return sum(p.numel() for p in network(config).parameters())
+        return sum(p.numel() for p in network(*settings).parameters())
 
 
 @cache
@@ -269,14 +276,32 @@ def text_cost(config: T5Config, tokens: int) -> Cost:
 
 
 @cache
-def step_cost(config: TransformerConfig, height: int, width: int, rows: int, tokens: int) -> Cost:
-    """One step of latents of this size."""
+def step_cost(
+    config: TransformerConfig,
+    height: int,
+    width: int,
+    rows: int,
+    tokens: int,
+    copied: tuple[int, ...] = (),
+) -> Cost:
+    """One step of latents of this size, with ControlNets that copy so many blocks each."""
     with torch.device("meta"):
-        net = PixArtTransformer(config)
+        base = PixArtTransformer(config)
+        hint = torch.empty(1, config.in_channels, height, width)
+        controls = [Control(ControlNet(config, num), hint) for num in copied]
+        net: Any = Controlled(base, controls) if controls else base
         x, t = torch.empty(rows, config.in_channels, height, width), torch.empty(1)
         text = torch.empty(1, tokens, config.caption_channels)
         captions = [net.read(text)] * rows
     return rehearse(lambda: net(x, net.embed(t), captions, variance=False))
+
+
+@cache
+def encode_flops(config: AutoencoderConfig) -> float:
+    """A pixel of a picture."""
+    with torch.device("meta"):
+        net, images = KLAutoencoder(config), torch.empty(1, 3, SAMPLE, SAMPLE)
+    return rehearse(lambda: net.encode(images)).flops / SAMPLE**2
 
 
 @cache

@@ -44,6 +44,7 @@ def plan_for(
     memory: str | None = None,
     decode: str = "auto",
     text_and_vae: str | None = None,
+    controlnets: Iterable[str] = (),
     measure: bool = False,
     **wish: Any,
 ) -> Plan:
@@ -51,7 +52,7 @@ def plan_for(
 
     Raises WeightsError, or InputError for flags that make no sense.
     """
-    facts = facts_of(model, text_and_vae)
+    facts = facts_of(model, text_and_vae, controlnets)
     return planned(facts, size, device, dtype, memory, decode, measure, **wish)
 
 
@@ -97,7 +98,9 @@ def fitted(
     Where a drawing is small beside any machine and no limit is given, no plan is made. Raises
     OutOfMemoryError with advice where nothing fits.
     """
-    facts = facts_or_none(model, text_and_vae)
+    requests = list(requests)
+    named = [control.network for request in requests for control in request.control]
+    facts = facts_or_none(model, text_and_vae, [file for file in named if file is not None])
     plan = None
     if facts is not None and (memory is not None or needs_plan(facts, requests, dtype)):
         size = largest(requests) or aspect_size
@@ -139,12 +142,14 @@ def load(
     return pipe
 
 
-def facts_or_none(model: str, text_and_vae: str | None) -> Facts | None:
+def facts_or_none(
+    model: str, text_and_vae: str | None, controlnets: Iterable[str] = ()
+) -> Facts | None:
     """The facts; None for what is still to be downloaded, or fails in a way that loading tells."""
     from pixsigma.errors import WeightsError
 
     try:
-        return facts_of(model, text_and_vae)
+        return facts_of(model, text_and_vae, controlnets)
     except WeightsError:
         return None
 

@@ -23,11 +23,12 @@ def plan(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     text_and_vae: options.TextAndVae = None,
+    controlnet: options.ControlNet = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell where each part would be, peak memory and time, and what would lessen them."""
     from pixsigma.cli.fitting import choose_dtype, plan_for
-    from pixsigma.cli.wishes import parse_pair
+    from pixsigma.cli.wishes import parse_network, parse_pair
     from pixsigma.placement import choose_device
 
     place = choose_device(device)
@@ -39,6 +40,7 @@ def plan(
         memory=memory,
         decode=decode,
         text_and_vae=text_and_vae,
+        controlnets=[parse_network(text)[1] for text in controlnet or []],
         steps=steps,
         guided=guidance > 1,
         tokens=tokens,

@@ -198,8 +198,7 @@ def parse_controls(controls: Sequence[str], networks: Sequence[str]) -> list[dic
     kinds = {control["kind"] for control in found}
     files: dict[str, str] = {}
     for text in networks:
-        kind, named, path = text.partition("=")
-        kind, path = (kind, path) if named and re.fullmatch(KIND, kind) else ("", text)
+        kind, path = parse_network(text)
         if kind in files:
             raise InputError(f"--controlnet has two files for {kind or 'all kinds'}: {text!r}")
         files[kind] = path
@@ -213,6 +212,12 @@ def parse_controls(controls: Sequence[str], networks: Sequence[str]) -> list[dic
             )
         control["network"] = network
     return found
+
+
+def parse_network(text: str) -> tuple[str, str]:
+    """The kind of hints of KIND=FILE, none where it names none, and the file."""
+    kind, named, path = text.partition("=")
+    return (kind, path) if named and re.fullmatch(KIND, kind) else ("", text)
 
 
 def parse_control(text: str) -> dict[str, Any]:

@@ -72,18 +72,31 @@ class SelfAttention(nn.Module):
         self, x: Tensor, grid: tuple[int, int], perturbation: Perturbation | None = None
     ) -> Tensor:
         """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
+        return self.proj(self.mixed(*self.projected(x), grid, perturbation))
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(…, D) to queries, keys and values (…, D) each: what a token gives by itself."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = self.q_norm(q), self.k_norm(k)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def mixed(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: tuple[int, int],
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
+        """(B, N, D) each to (B, N, D): what a token gets of the others of its picture."""
         if self.compressed:
             k, v = self.compress(k, grid), self.compress(v, grid)
         q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))
         if perturbation is not None:
-            return self.proj(merge_heads(perturbed_attention(q, k, v, grid, perturbation)))
+            return merge_heads(perturbed_attention(q, k, v, grid, perturbation))
         if self.in_float32:
             with torch.autocast(q.device.type, enabled=False):
-                y = attention(q.float(), k.float(), v.float()).to(v.dtype)
-            return self.proj(merge_heads(y))
-        return self.proj(merge_heads(attention(q, k, v)))
+                return merge_heads(attention(q.float(), k.float(), v.float()).to(v.dtype))
+        return merge_heads(attention(q, k, v))
 
 
 @dataclass
@@ -104,6 +117,11 @@ class Words(NamedTuple):
     mask: Tensor | None = None
     """(B, 1, 1, L) bool; None: every token counts."""
     memo: Memo | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one token, so that nothing has to be weighed."""
+        return self.keys.shape[2] == 1 and self.mask is None
 
 
 def shares(num_rows: int, texts: Sequence[Words]) -> list[int]:
@@ -151,14 +169,16 @@ class CrossAttention(nn.Module):
 
     def answer(self, x: Tensor, words: Words) -> Tensor:
         """The same, always computed."""
-        num, length = len(words.keys), words.keys.shape[2]
-        if length == 1 and words.mask is None:
+        if words.single:
             # the weight of an only token is 1 whatever the query: so it is with the empty prompt
-            update = self.proj(merge_heads(words.values))
+            update, num = self.proj(merge_heads(words.values)), len(words.keys)
             return update if num == 1 else update.repeat_interleave(len(x) // num, dim=0)
-        q = split_heads(self.q_linear(x).reshape(num, -1, x.shape[2]), self.num_heads)
-        y = attention(q, words.keys, words.values, words.mask)
-        return self.proj(merge_heads(y).view_as(x))
+        return self.proj(self.mixed(self.q_linear(x), words))
+
+    def mixed(self, q: Tensor, words: Words) -> Tensor:
+        """Queries (B, N, D) to what they get of the text (B, N, D)."""
+        heads = split_heads(q.reshape(len(words.keys), -1, q.shape[2]), self.num_heads)
+        return merge_heads(attention(heads, words.keys, words.values, words.mask)).view_as(q)
 
 
 class Block(nn.Module):
@@ -183,12 +203,15 @@ class Block(nn.Module):
 
         Each of `texts` is read by its share of the rows. Without gradients `x` is overwritten.
         """
-        modulation = (self.scale_shift_table + t0).unsqueeze(2).unbind(1)  # six of (B, 1, D)
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(t0)
         normed = modulated_norm(x, shift_attn, scale_attn)
         x = added(x, self.attn(normed, grid, perturbation), gate_attn)
         x = self.attend(x, texts)
         return added(x, self.mlp(modulated_norm(x, shift_mlp, scale_mlp)), gate_mlp)
+
+    def modulation(self, t0: Tensor) -> tuple[Tensor, ...]:
+        """(B or 1, 6, D) to shift, scale and gate of attention, then of the MLP: (B or 1, 1, D)."""
+        return (self.scale_shift_table + t0).unsqueeze(2).unbind(1)
 
     def attend(self, x: Tensor, texts: Sequence[Words]) -> Tensor:
         """x + cross-attention, with neither norm nor gate: as published."""

@@ -8,7 +8,7 @@ float32.
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import Any, Literal
 
@@ -122,6 +122,10 @@ class Int8Linear(nn.Module):
             1.0, 0, torch.float32, post, [], "tanh" if post == "gelu" else "",
         )  # fmt: skip
 
+    def whole(self) -> Tensor:
+        """(out, in) float32: what the weights stand for."""
+        return self.weight * self.weight_scale[:, None]
+
     def packed(self) -> tuple[Tensor, ...]:
         """Weights in the order that the kernel reads, their scales and zeros; made once."""
         if self._packed is None:
@@ -143,6 +147,14 @@ class Int16Linear(Int8Linear):
 
     weight_low: Tensor
     """(out, in) int8, in units of scale / 256."""
+
+    @classmethod
+    def holding(cls, weight: Tensor, bias: Tensor | None) -> "Int16Linear":
+        """A layer of these weights (out, in), rounded."""
+        layer = cls(weight.shape[1], weight.shape[0], bias is not None)
+        layer.weight, layer.weight_low, layer.weight_scale = quantize_halves(weight)
+        layer.bias = bias
+        return layer.eval()
 
     def __init__(self, num_in: int, num_out: int, bias: bool = True) -> None:
         super().__init__(num_in, num_out, bias)
@@ -183,7 +195,7 @@ class Int16Linear(Int8Linear):
         return self._packed
 
     def whole(self) -> Tensor:
-        """(out, in) float32."""
+        """The same, with the lower halves."""
         return (self.weight + self.weight_low / 256) * self.weight_scale[:, None]
 
     def laid_out(self) -> tuple[Tensor, ...]:
@@ -243,6 +255,14 @@ def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] =
 def has_int8(model: nn.Module) -> bool:
     """Whether any layer is in 8 bits, or in 16 of two parts."""
     return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights, those in 8 bits among them."""
+    yield from model.named_parameters()
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear):
+            yield f"{name}.weight", module.weight
 
 
 def by_others(model: nn.Module) -> bool:

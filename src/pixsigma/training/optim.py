@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -157,7 +158,7 @@ def optimizers(
     matrices = {
         name: p
         for name, p in params.items()
-        if ".blocks." in f".{name}" and p.ndim == 2 and "table" not in name
+        if re.search(r"(^|\.)(blocks|controlnet)\.", name) and p.ndim == 2 and "table" not in name
     }
     rate_of_matrices = section.matrix_learning_rate
     muon = Muon(matrices.values(), rate_of_matrices, weight_decay=decay, precision=precision)

@@ -146,7 +146,7 @@ class LossSection(Section):
 
 
 class OptimizerSection(Section):
-    """How weights move. Muon serves the matrices of the blocks, AdamW everything else."""
+    """How weights move. Muon serves the matrices of blocks and their copies, AdamW all else."""
 
     name: Literal["adamw", "adamw8bit", "schedulefree", "muon", "came", "adafactor"] = "adamw"
     """adamw8bit needs bitsandbytes and a GPU; schedulefree (Defazio et al. 2024) makes its own

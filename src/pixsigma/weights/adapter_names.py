@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
+from pixsigma.models.quantized import weights_of
 from pixsigma.weights.keymaps import DIFFUSERS
 
 Names: TypeAlias = Literal["diffusers", "official"]
@@ -98,7 +99,7 @@ class NameTable:
 
     def __init__(self, network: nn.Module) -> None:
         self._dotted: dict[Names, dict[str, Target]] = {"diffusers": {}, "official": {}}
-        for key, weight in network.named_parameters():
+        for key, weight in weights_of(network):
             if key.endswith(".weight") and weight.ndim >= 2:
                 self._add(key, tuple(weight.shape))
         self._flat: dict[Names, dict[str, str]] = {

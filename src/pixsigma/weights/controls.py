@@ -8,7 +8,7 @@ know it again.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,8 +89,7 @@ def read_control(
     specs = {key: tensors.specs[name] for key, name in own.items()}
     _check_width(file, specs, base)
     _check_variant(file, tensors, told.get("variant"), base, variant)
-    places = [re.match(r"controlnet\.(\d+)\.", key) for key in own]
-    num = 1 + max(int(place[1]) for place in places if place)
+    num = _num_copied(own)
     if num >= base.config.num_layers:
         raise MismatchError(
             f"{file} copies {num} blocks, and a base needs more than that; this model has "
@@ -106,6 +105,12 @@ def read_control(
         num_parameters=sum(spec.num_elements for spec in specs.values()),
         whose="pixsigma" if told else "the authors'",
     )
+
+
+def copied_blocks(path: Path | str) -> int:
+    """How many blocks a ControlNet's file copies, told by its names alone; raises WeightsError."""
+    file = control_file(path)
+    return _num_copied(_own(file, open_tensors(file)))
 
 
 def save_control(
@@ -138,6 +143,11 @@ def _own(file: Path, tensors: Tensors) -> dict[str, str]:
             f"has {len(own)} of them and {what}; those for other models do not fit"
         )
     return own
+
+
+def _num_copied(own: Iterable[str]) -> int:
+    places = [re.match(r"controlnet\.(\d+)\.", key) for key in own]
+    return 1 + max(int(place[1]) for place in places if place)
 
 
 def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a plan has to know of a model: configs and sizes, from headers alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from pixsigma.errors import MissingWeightsError
 from pixsigma.presets import PRESETS
 from pixsigma.weights import folder as folders
 from pixsigma.weights.build import ALL_PARTS, locate
+from pixsigma.weights.controls import control_file, copied_blocks
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.locate import FileChoice
 
@@ -29,13 +31,21 @@ class Facts:
     """Whether the text encoder is in safetensors, which can be read layer by layer."""
     here: bool = True
     """Whether the files are on this machine; else these are the published sizes."""
+    copied: tuple[int, ...] = ()
+    """Blocks of the transformer that each ControlNet copies."""
 
 
-def facts_of(name: str | Path, text_and_vae: str | Path | None = None) -> Facts:
+def facts_of(
+    name: str | Path,
+    text_and_vae: str | Path | None = None,
+    controlnets: Iterable[str | Path] = (),
+) -> Facts:
     """The facts of what `load_components` would load; nothing is downloaded.
 
     A preset that is not on this machine has the published configs. Raises WeightsError.
     """
+    files = dict.fromkeys(control_file(path) for path in controlnets)
+    copied = tuple(copied_blocks(file) for file in files)
     known = PRESETS.get(str(name))
     try:
         choice = FileChoice(offline=True)
@@ -52,6 +62,7 @@ def facts_of(name: str | Path, text_and_vae: str | Path | None = None) -> Facts:
             autoencoder=AutoencoderConfig(),
             stored=dict(PUBLISHED_BYTES),
             here=False,
+            copied=copied,
         )
     parts = {
         "transformer": opened.tensors,
@@ -69,4 +80,5 @@ def facts_of(name: str | Path, text_and_vae: str | Path | None = None) -> Facts:
         autoencoder=autoencoder,
         stored=sizes,
         streamable=file.suffix in (".safetensors", ".json"),
+        copied=copied,
     )
