@@ -66,9 +66,7 @@ def address(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with api.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=BROWSER, args=FLAGS, timeout=PATIENCE * 1000
-        )
+        browser = play.chromium.launch(executable_path=BROWSER, args=FLAGS, timeout=PATIENCE * 1000)
         yield browser
         browser.close()
 
