@@ -57,7 +57,7 @@ class Server:
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
-    def start(self, patience: float = 120.0) -> None:
+    def start(self, patience: float = 600.0) -> None:
         """Return when it is ready."""
         self.port = self.port or free_port()
         command = [sys.executable, "-m", "pixsigma", "serve", "--no-studio", "--device", "cpu"]
