@@ -42,7 +42,6 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 PREVIEW_SECONDS = 0.2
 """A preview is made no more often: nobody sees more."""
 
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
