@@ -5,6 +5,7 @@ content security policy.
 """
 
 import json
+import os
 import shutil
 import sqlite3
 import time
@@ -38,6 +39,9 @@ thorough = pytest.mark.thorough
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium"),
+    pytest.mark.skipif(
+        "PIXSIGMA_BROWSER" not in os.environ, reason="takes minutes: set PIXSIGMA_BROWSER=1"
+    ),
     pytest.mark.timeout(1200),
     *(
         # Gradio leaves event loops open and warns of its own future
