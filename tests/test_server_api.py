@@ -154,7 +154,11 @@ def test_a_crash_fails_its_own_job_and_the_server_lives(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_without_its_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = [OSError(errno.ENOSPC, "no space", "/private/0"), OutputError("/private/1 is full"), None]
+    full = [
+        OSError(errno.ENOSPC, "no space", "/private/0"),
+        OutputError("/private/1 is full"),
+        None,
+    ]
 
     def written(*arguments: Any, **named: Any) -> Any:
         if (error := full.pop(0)) is not None:
