@@ -52,33 +52,34 @@ class Server:
     folder: Path
     flags: Iterable[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    log: Path | None = None
+    """What it says; beside `folder` where it is not told."""
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
-    def start(self, patience: float = 120.0) -> None:
+    def start(self, patience: float = 600.0) -> None:
         """Return when it is ready."""
         self.port = self.port or free_port()
         command = [sys.executable, "-m", "pixsigma", "serve", "--no-studio", "--device", "cpu"]
         command += ["--port", str(self.port), "--data", str(self.folder), *self.flags]
         command += [part for limit in OPEN for part in ("--limit", limit)]
-        with (self.folder.parent / "server.log").open("ab") as log:
+        path = self.log or self.folder.parent / "server.log"
+        with path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **self.environment}
             )
         end = time.monotonic() + patience
         while time.monotonic() < end and self.process.poll() is None:
-            try:
-                if self.ask("GET", "/readyz")[0] == 200:
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise SystemExit(f"the server does not start; see {self.folder.parent}/server.log")
+            if self.answers("/readyz"):
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"the server does not start:\n{path.read_text()[-3000:]}")
 
     def kill(self, how: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end; the exit status."""
         assert self.process is not None
         self.process.send_signal(how)
-        return self.process.wait()
+        return self.process.wait(timeout=180)
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
@@ -94,6 +95,13 @@ class Server:
             raise OSError(str(error)) from error
         finally:
             line.close()
+
+    def answers(self, path: str = "/healthz") -> bool:
+        """Whether it says that all is well."""
+        try:
+            return self.ask("GET", path)[0] == 200
+        except OSError:
+            return False
 
     def submit(self, request: Mapping[str, Any], key: str | None = None) -> str:
         """The id of an accepted job; raises OSError where it is not accepted."""

@@ -1,6 +1,7 @@
 """The API from outside: jobs, events, limits, keys, policy, and hostile input."""
 
 import base64
+import errno
 import io
 import json
 import struct
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 from tests.serving import SMALL, job, serving, small_pipeline, small_service, until_over, wait
 
-from pixsigma.errors import BusyError, InputError
-from pixsigma.images import read_settings
+from pixsigma.errors import BusyError, InputError, OutputError
+from pixsigma.images import read_settings, write_picture
+from pixsigma.server import worker
 from pixsigma.server.keys import Keys, add_key, check_host, hashed, read_keys
 from pixsigma.server.limits import Limits, Rates, upload_size
 from pixsigma.server.policy import Policy, read_rules
@@ -147,6 +149,29 @@ def test_a_crash_fails_its_own_job_and_the_server_lives(tmp_path: Path) -> None:
         assert 'pixsigma_jobs_over_total{state="failed"} 2.0' in text
         assert 'pixsigma_job_errors_total{kind="MemoryError"} 1.0' in text
         assert "pixsigma_images_total 1.0" in text and "pixsigma_steps_total 3.0" in text
+
+
+def test_a_full_disk_is_told_without_its_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [
+        OSError(errno.ENOSPC, "no space", "/private/0"),
+        OutputError("/private/1 is full"),
+        None,
+    ]
+
+    def written(*arguments: Any, **named: Any) -> Any:
+        if (error := full.pop(0)) is not None:
+            raise error
+        return write_picture(*arguments, **named)
+
+    monkeypatch.setattr(worker, "write_picture", written)
+    with serving(tmp_path) as client:
+        for _ in range(2):
+            told = wait(client, client.post("/v1/jobs", json=job()).json()["id"])
+            assert told["state"] == "failed" and "takes no more" in told["reason"]
+            assert "/private" not in told["reason"]
+        assert wait(client, client.post("/v1/jobs", json=job()).json()["id"])["state"] == "done"
 
 
 def test_a_deadline_fails_a_job_that_is_late(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -24,25 +25,28 @@ async def watch(
 ) -> AsyncIterator[Status]:
     """Every change of a job until it is over; raises KeyError where it is unknown or deleted."""
     before: Any = None
-    looked: Any = None
-    place, told_at = 0, 0.0
+    told_at = 0.0
     if previews:
         service.worker.watch(id)
     try:
+        version = service.store.version
+        status = await asyncio.to_thread(service.status, id, client)
         while True:
-            live = service.worker.live.get(id)
-            silent = monotonic() - told_at >= ALIVE_SECONDS
-            if (here := (service.store.version, live and live.glimpse)) != looked or silent:
-                looked = here
-                status = await asyncio.to_thread(service.status, id, client)
-                place = status.place
-                if (now := (status.job.state, place, status.glimpse)) != before or silent:
-                    before, told_at = now, monotonic()
-                    yield status
-                if status.job.over:
-                    return
+            now = status.job.state, status.place, status.glimpse
+            if now != before or monotonic() - told_at >= ALIVE_SECONDS:
+                before, told_at = now, monotonic()
+                yield status
+            if status.job.over:
+                return
             # who waits far behind is told less often
-            await asyncio.sleep(LOOK_SECONDS * min(1 + place, 10))
+            await asyncio.sleep(LOOK_SECONDS * min(1 + status.place, 10))
+            live = service.worker.live.get(id)
+            if live is not None and status.job.state == "running":
+                # its row stays as it is for as long as it is live: a step costs no look at the disk
+                status = replace(status, glimpse=live.glimpse)
+            elif service.store.version != version:
+                version = service.store.version
+                status = await asyncio.to_thread(service.status, id, client)
     finally:
         if previews:
             service.worker.unwatch(id)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.steering import check_sampler
-from pixsigma.errors import BusyError, InputError, PolicyError, UnknownNameError
+from pixsigma.errors import BusyError, InputError, OutputError, PolicyError, UnknownNameError
 from pixsigma.provenance import check_room
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.server.jobs import Job, JobStore
@@ -112,7 +112,7 @@ class Service:
         """
         try:
             return self._submit(wanted, client, idempotency_key)
-        except (InputError, BusyError) as error:
+        except (InputError, BusyError, OutputError) as error:
             self.metrics.refused.labels(type(error).__name__).inc()
             if isinstance(error, PolicyError):
                 self.metrics.policy.labels("before").inc()

@@ -4,6 +4,7 @@ Texts, decoding and files are errands for a thread beside it. Whatever goes wron
 that drawing with a reason; the threads go on.
 """
 
+import errno
 import io
 import logging
 import shutil
@@ -40,6 +41,8 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 PREVIEW_SECONDS = 0.2
 """A preview is made no more often: nobody sees more."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stopped(Exception):
@@ -345,9 +348,11 @@ class Worker:
 
 
 def said(error: BaseException) -> str:
-    """The reason as a client may read it: errors of ours in full, others by their kind alone,
-    since they may tell of paths.
+    """The reason as a client may read it: errors of ours in full, those of the disk and others'
+    by their kind alone, since they may tell of paths.
     """
+    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in _FULL):
+        return "this server's disk takes no more; send it again later"
     if isinstance(error, PixsigmaError):
         return str(error)
     if isinstance(error, MemoryError):

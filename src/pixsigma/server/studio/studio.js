@@ -1,16 +1,21 @@
 // Keys, and light or dark; all else is Gradio's.
 (() => {
   const shade = (dark) => document.body.classList.toggle("dark", dark);
-  const kept = localStorage.getItem("pixsigma-dark");
-  const begin = () => { if (kept !== null) shade(kept === "1"); };
-  document.addEventListener("DOMContentLoaded", begin);
-  window.addEventListener("load", begin);
+  const keep = () => {
+    const kept = localStorage.getItem("pixsigma-dark");
+    if (kept !== null) shade(kept === "1");
+  };
+  document.addEventListener("DOMContentLoaded", () => {
+    keep();
+    // Gradio takes the system's shade once it is up, whenever that is
+    new MutationObserver(keep).observe(document.body, { attributeFilter: ["class"] });
+  });
 
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#shade")) return;
     const dark = !document.body.classList.contains("dark");
-    shade(dark);
     localStorage.setItem("pixsigma-dark", dark ? "1" : "0");
+    keep();
   });
 
   const press = (...ids) => {

@@ -15,9 +15,14 @@ Show: TypeAlias = Callable[[str, AsyncIterator[Scene]], AsyncIterator[Any]]
 """A job that may still be drawn, and new scenes, to updates of the tab that draws."""
 
 _SEEN = """async () => {
-  document.querySelector('#begin').scrollIntoView({block: 'center'});
-  await new Promise(done => setTimeout(done, 600));
+  const fold = document.querySelector('#begin');
+  const seen = () => fold.querySelector('canvas')?.getBoundingClientRect().width > 0;
+  for (const end = Date.now() + 20000; !seen() && Date.now() < end;)
+    await new Promise(done => setTimeout(done, 50));
+  fold.scrollIntoView({block: 'center'});
 }"""
+"""Waits for the editor, which loads when it is unfolded, and fits a picture into what is seen."""
+
 _FOCUS = "() => document.querySelector('#prompt textarea').focus()"
 
 
