@@ -137,8 +137,8 @@ class Int8Linear(nn.Module):
 class Int16Linear(Int8Linear):
     """`nn.Linear` with weights of 16 bits, in two halves of 8.
 
-    One product is bf16 where the CPU has those: in two thirds of the time of three of 8 bits, and within
-    a few thousandths of float32. Elsewhere three of 8 bits keep all but the lowest bits of float32:
+    One product is bf16 where the CPU has those: two thirds of the time of three of 8 bits, and
+    within a few thousandths of float32. Elsewhere three of 8 bits keep all but its lowest bits:
     with x = 256 a + b and w = 256 c + d the product is 65536 ac + 256 (bc + ad); bd is below what
     rounding loses. The bytes of x lie as b, a, b, a, ..., so weights that lie as c, d, c, d, ...
     give bc + ad in one product.
