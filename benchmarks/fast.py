@@ -1,6 +1,6 @@
 """Quality against time of the shortcuts, on mini, relative to its own 50-step drawings.
 
-    python benchmarks/fast.py --side 128                # at most eight minutes, --minutes says other
+    python benchmarks/fast.py --side 128       # at most eight minutes, or --minutes
     python benchmarks/fast.py --quick
 
 For each setting: blocks and rows that were computed, as a share of those of 20 exact steps (which

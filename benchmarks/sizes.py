@@ -6,12 +6,12 @@
     python benchmarks/sizes.py --minutes 5 --quantize int8       # into sizes-int8.json
     python benchmarks/sizes.py --tell                            # table and plot of what is there
 
-One row (no guidance), random weights, fp32 or as `--quantize` says. A step at 4096px is 554
-TFLOP of attention and 68 of products, 346 and 68 with KV compression: an hour on two cores in fp32,
-half of one with `int8` where the CPU has bf16. So it goes block by block: after each the tokens are kept in `--state`, and the next call
-goes on from there. With `--blocks N` only N blocks are run, of the plain network the first, of the
-compressed one the compressed; a step is told as if the others of their kind took as long as their
-mean. The table says how many were run.
+One row (no guidance), random weights, fp32 or as `--quantize` says. A step at 4096px is 554 TFLOP
+of attention and 68 of products, with KV compression 346 and 68: more than an hour on two cores in
+fp32, half an hour with `int8` where the CPU has bf16. So it goes block by block: after each the
+tokens are kept in `--state`, and the next call goes on from there. With `--blocks N` only N blocks
+are run, of the plain network the first, of the compressed one the compressed; a step is told as if
+the others of their kind took as long as their mean. The table says how many were run.
 KV compression is that of the paper: ratio 2 in the second half of the blocks.
 """
 
