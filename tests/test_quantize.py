@@ -32,6 +32,8 @@ MODES = ("int8", "int8-fast")
 BFLOAT16 = engine.has_bfloat16(torch.device("cpu"))
 LAYER_BOUND = 6e-3 if BFLOAT16 else 2e-4
 """Of one layer of 16 bits: bf16 has 8 of them, and rounds the answer too."""
+EDGE = 1e-2 if BFLOAT16 else 1e-3
+"""Of a few steps: what is on the edge between two numbers falls to either side, by the last bit."""
 
 pytestmark = pytest.mark.skipif(not engine.supported(), reason="this torch is without oneDNN")
 
@@ -68,7 +70,7 @@ def check_same(found: PixArtTransformer, expected: PixArtTransformer) -> None:
     ours, theirs = found.state_dict(), expected.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert relative_error(step(found), step(expected)) <= 2e-4
+    assert relative_error(step(found), step(expected)) <= EDGE
 
 
 def test_rows_keep_half_a_step_of_their_own_scale() -> None:
@@ -220,8 +222,7 @@ def test_a_pipeline_saves_and_loads_and_draws_the_same(tmp_path: Path) -> None:
     check_same(again.transformer, pipe.transformer)
     *_, first = pipe.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
     *_, second = again.stream("a cat", seed=1, num_inference_steps=2, width=64, height=64)
-    # activations on the edge between two levels fall to either side, by the last bit
-    assert relative_error(second.latents, first.latents) <= 1e-3
+    assert relative_error(second.latents, first.latents) <= EDGE
 
 
 def test_a_copy_packs_its_weights_anew() -> None:
