@@ -15,6 +15,9 @@ from torch.nn.functional import gelu, linear
 Post: TypeAlias = Literal["none", "gelu"]
 """What follows a product; the GELU is that of tanh."""
 
+BFLOAT16 = ("avx512_bf16", "amx_tile")
+"""Instructions for bf16 products, as torch calls them."""
+
 
 class Linear(nn.Linear):
     """`nn.Linear`; without gradients by oneDNN where that is quicker, the GELU on the way."""
@@ -82,7 +85,3 @@ def has_bfloat16(device: torch.device) -> bool:
     asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in BFLOAT16)
     with_them = any(ask() for ask in asked if ask is not None)
     return device.type == "cpu" and with_them and has_onednn_linear()
-
-
-BFLOAT16 = ("avx512_bf16", "amx_tile")
-"""Such instructions, as torch calls them."""

@@ -244,7 +244,8 @@ def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] =
         layer = kind(linear.in_features, linear.out_features, linear.bias is not None)
         setattr(model.get_submodule(parent), last, layer)
         if last == "qkv":
-            model.get_submodule(parent).coarse = name in fine
+            attention: Any = model.get_submodule(parent)
+            attention.coarse = name in fine
     for name, module in list(model.named_modules()):
         if isinstance(module, Mlp) and has_int8(module):
             parent, _, last = name.rpartition(".")
