@@ -4,7 +4,8 @@
     python benchmarks/decoding.py --side 1024 --encode
     python benchmarks/decoding.py --side 4096 --ways strips-half  # where the whole is too big
 
-The SDXL configuration with random weights, fp32. Times are of rounds in turns in one process;
+1024px takes a good minute a way and round on two cores, 4096px sixteen times as long, once. The
+SDXL configuration with random weights, fp32. Times are of rounds in turns in one process;
 peaks of one call in a process of its own (VmHWM, with 0.33 GB of weights and torch). Differences
 are the largest in [0, 1]. Results are added to `decoding.json`, a row a side and way.
 """

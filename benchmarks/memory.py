@@ -66,6 +66,7 @@ def main() -> None:
     rows = json.loads(file.read_text())["rows"] if file.is_file() else {}
     for i, case in enumerate(cases):
         if args.only is None or i in args.only:
+            print(name_of(case), flush=True)
             rows[name_of(case)] = measured(case)
             write_report(file, {"rows": rows})
     print(columns([line(name, row) for name, row in rows.items()]))

@@ -1,13 +1,18 @@
-"""One step with guidance of the XL/2 size, ours against diffusers in one run.
+r"""One step with guidance of the XL/2 size, ours against diffusers in one run.
 
-    python benchmarks/step.py --sizes 256,512,1024 --tokens 20
+    python benchmarks/step.py --sizes 256,512               # some seven minutes on two cores
+    python benchmarks/step.py --sizes 1024 --layers 7 --rounds 3          # a few minutes more
+    python benchmarks/step.py --sizes 256 --rounds 3 --variants \
+        "diffusers eager,diffusers compiled,ours,ours compiled"           # compiling: minutes each
     python benchmarks/step.py --quick
 
-Random weights, one set for all. Every variant's output is compared with diffusers' eager fp32.
+Random weights, one set for all. Ratios hardly depend on the number of layers, seconds do.
+Every variant's output is compared with diffusers' eager fp32.
 """
 
 from argparse import Namespace
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -29,7 +34,9 @@ from pixsigma.quantize import quantized
 
 BASE = "diffusers eager"
 INT8 = {"ours int8": "int8", "ours int8-fast": "int8-fast"}
-VARIANTS = (BASE, "diffusers compiled", "ours", "ours compiled", *INT8)
+BFLOAT16 = "ours bfloat16"
+"""All of the network in bf16, as `--dtype bf16` has it: residuals and norms too."""
+VARIANTS = (BASE, "diffusers compiled", "ours", "ours compiled", *INT8, BFLOAT16)
 
 
 def flags() -> Namespace:
@@ -38,7 +45,7 @@ def flags() -> Namespace:
     found.add_argument("--tokens", type=int, default=20, help="of the prompt")
     found.add_argument("--layers", type=int, default=28, help="fewer for a short run")
     found.add_argument(
-        "--variants", default=f"{BASE},ours,{','.join(INT8)}", help=", ".join(VARIANTS)
+        "--variants", default=f"{BASE},ours,{','.join(INT8)},{BFLOAT16}", help=", ".join(VARIANTS)
     )
     args = found.parse_args()
     args.sizes = [int(side) for side in args.sizes.split(",")]
@@ -64,6 +71,8 @@ def networks(args: Namespace) -> dict[str, torch.nn.Module]:
         found["diffusers compiled"] = torch.compile(found[BASE])
     if "ours compiled" in args.variants:
         found["ours compiled"] = torch.compile(ours)
+    if BFLOAT16 in args.variants:
+        found[BFLOAT16] = deepcopy(ours).to(torch.bfloat16)
     found |= {name: quantized(ours, mode) for name, mode in INT8.items() if name in args.variants}
     return {name: found[name] for name in args.variants}
 
@@ -80,7 +89,10 @@ def measure(args: Namespace, found: dict[str, torch.nn.Module], side: int) -> di
     config = config_of(args)
     task = Task.of(config, side, args.tokens)
     steps = {name: step_of(name, network, task) for name, network in found.items()}
-    outputs = {name: step() for name, step in steps.items()}
+    outputs = {}
+    for name, step in steps.items():
+        print(f"{side}px, {name}", flush=True)
+        outputs[name] = step()
     expected = outputs[BASE if BASE in outputs else args.variants[0]]
     times = interleaved(steps, args.rounds, warm=0)
     base = times[BASE if BASE in times else args.variants[0]]

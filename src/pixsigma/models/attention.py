@@ -8,6 +8,10 @@ WRITTEN_OUT = {torch.bfloat16: 2**16, torch.float32: 2**12}
 """Most pairs of query and key, by number type, up to which training on a CPU writes them out."""
 
 
+FEWEST, MOST, WEIGHTS = 32, 256, 2**20
+"""Queries that `coarse_attention` takes at a time, and weights of theirs that a cache holds."""
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """q (B, A, N, K), k and v (B, A, L, K), mask (B, 1, 1, L) bool, to (B, A, N, K).
 
@@ -18,6 +22,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     if torch.is_grad_enabled() and q.device.type == "cpu" and small:
         return _written_out(q, k, v, mask)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same in bf16 products, for CPUs that have them, where the fused kernel gains nothing.
+
+    Head by head and some queries at a time, so that what is between the products stays in a cache.
+    """
+    scaled = (q * q.shape[-1] ** -0.5).to(torch.bfloat16).flatten(0, 1)
+    keys, values = (x.to(torch.bfloat16).flatten(0, 1) for x in (k, v))
+    y = torch.empty_like(scaled)
+    num = max(FEWEST, min(MOST, WEIGHTS // keys.shape[1]))
+    for head, keys_of, values_of in zip(range(len(y)), keys.mT, values, strict=True):
+        for begin in range(0, y.shape[1], num):
+            part = slice(begin, begin + num)
+            weights = torch.mm(scaled[head, part], keys_of).softmax(dim=-1)
+            torch.mm(weights, values_of, out=y[head, part])
+    return y.unflatten(0, q.shape[:2]).to(q.dtype)
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from pixsigma.interfaces import Perturbation
-from pixsigma.models.attention import attention
+from pixsigma.models.attention import attention, coarse_attention
 from pixsigma.models.embeddings import Mlp
 from pixsigma.models.perturbed import perturbed_attention
+from pixsigma.models.products import Linear, has_bfloat16
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -53,8 +54,10 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.in_float32 = False
         """Whether training under autocast leaves this product alone."""
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.coarse = False
+        """Whether bf16 is enough, where the CPU has it."""
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         # Over the full width, before the heads part: the published qk-norm is not per head.
         self.q_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width) if qk_norm else nn.Identity()
@@ -96,6 +99,8 @@ class SelfAttention(nn.Module):
         if self.in_float32:
             with torch.autocast(q.device.type, enabled=False):
                 return merge_heads(attention(q.float(), k.float(), v.float()).to(v.dtype))
+        if self.coarse and not torch.is_grad_enabled() and has_bfloat16(q.device):
+            return merge_heads(coarse_attention(q, k, v))
         return merge_heads(attention(q, k, v))
 
 
@@ -136,9 +141,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q_linear = nn.Linear(width, width)
-        self.kv_linear = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.q_linear = Linear(width, width)
+        self.kv_linear = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
 
     def read(self, text: Tensor, mask: Tensor | None) -> Words:
         """text (B, L, D), mask (B, 1, 1, L) bool: what no step changes."""

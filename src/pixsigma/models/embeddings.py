@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from pixsigma.models.products import Linear
 from pixsigma.shapes import Timesteps
 
 
@@ -42,20 +43,23 @@ class Mlp(nn.Module):
 
     def __init__(self, num_in: int, num_hidden: int, num_out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(num_in, num_hidden)
-        self.fc2 = nn.Linear(num_hidden, num_out)
+        self.fc1 = Linear(num_in, num_hidden)
+        self.fc2 = Linear(num_hidden, num_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, num_in) to (…, num_out)."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-            return self.fc2(gelu(self.fc1(x), approximate="tanh"))
+            return self.fc2(self.hidden(x))
         num_rows = STRIP_BYTES // (self.fc1.out_features * x.element_size())
-        strips = [self.on_strip(rows) for rows in x.flatten(0, -2).split(num_rows)]
+        strips = [self.fc2(self.hidden(rows)) for rows in x.flatten(0, -2).split(num_rows)]
         return torch.cat(strips).unflatten(0, x.shape[:-1])
 
-    def on_strip(self, x: Tensor) -> Tensor:
-        """The same for a few rows, the hidden values overwritten."""
-        return self.fc2(torch.ops.aten.gelu_(self.fc1(x), approximate="tanh"))
+    def hidden(self, x: Tensor) -> Tensor:
+        """(…, num_in) to (…, num_hidden)."""
+        if isinstance(self.fc1, Linear):
+            return self.fc1(x, "gelu")
+        # an adapter in its place adds to what comes before the GELU
+        return gelu(self.fc1(x), approximate="tanh")
 
 
 class PatchEmbedder(nn.Module):

@@ -3,12 +3,11 @@
 Nothing is laid out anew: what is read once must not be copied before its first product.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from pixsigma.models.products import narrow_linear
 from pixsigma.models.quantized import saturates
 
 BLOCK_ROWS = 512
@@ -56,23 +55,3 @@ def rowwise_product(x: Tensor, weight: Tensor) -> Tensor:
     if len(x) > FEW_ROWS:
         return torch._int_mm(numbers, weight.T).float().mul_(scale)
     return torch._int_mm(weight, numbers.T).T.float().mul_(scale)
-
-
-def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`linear` without bias, by oneDNN in float32: half as long as MKL for some tens of rows."""
-    if x.dtype is torch.float32 and has_onednn_linear():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return linear(x, weight)
-
-
-@cache
-def has_onednn_linear() -> bool:
-    """Whether this build of torch has oneDNN's product of plain tensors, and it is right."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    try:
-        found = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return bool(found.eq(3).all())

@@ -17,7 +17,7 @@ INT8_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|p
 picture goes through them. docs/performance.md has the table of what each of them costs."""
 
 CPU_MODES = {"int8": r".*", "int8-fast": r"(?!)"}
-"""Mode to the quantised layers that have 16 bits, in two parts of 8."""
+"""Mode to the quantised layers whose weights have 16 bits, in two parts of 8."""
 
 
 def fine_of(layers: Collection[str], mode: str) -> tuple[str, ...]:

@@ -1,0 +1,87 @@
+"""Linear layers by whichever of two exact libraries is the quicker on this CPU.
+
+torch multiplies float32 by MKL, which is a fifth slower than oneDNN on AMD's processors with
+AVX-512 (and the quicker of the two on those with AVX2). The choice is by what the processor is
+and not by a measurement, so that a drawing is the same in every run.
+"""
+
+from functools import cache
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+Post: TypeAlias = Literal["none", "gelu"]
+"""What follows a product; the GELU is that of tanh."""
+
+BFLOAT16 = ("avx512_bf16", "amx_tile")
+"""Instructions for bf16 products, as torch calls them."""
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`; without gradients by oneDNN where that is quicker, the GELU on the way."""
+
+    def forward(self, x: Tensor, post: Post = "none") -> Tensor:
+        """(…, in) to (…, out)."""
+        if self.by_onednn(x):
+            return onednn_linear(x, self.weight, self.bias, post)
+        y = super().forward(x)
+        if post == "none":
+            return y
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return gelu(y, approximate="tanh")
+        return torch.ops.aten.gelu_(y, approximate="tanh")
+
+    def by_onednn(self, x: Tensor) -> bool:
+        """Whether this product is one that oneDNN takes, and takes less time for."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return False
+        # adapters and torchao put other kinds of tensors here, and autocast another precision
+        plain = type(self.weight) in (nn.Parameter, Tensor) and self.weight.dtype is x.dtype
+        return (
+            plain
+            and x.dtype is torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and onednn_is_quicker()
+        )
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, post: Post = "none") -> Tensor:
+    """`x Wᵀ + b` by oneDNN, in the precision of x and W; it knows no gradients."""
+    algorithm = "tanh" if post == "gelu" else ""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], algorithm)
+
+
+def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` without bias, by oneDNN in float32: half as long as MKL for some tens of rows."""
+    if x.dtype is torch.float32 and has_onednn_linear():
+        return onednn_linear(x, weight, None)
+    return linear(x, weight)
+
+
+@cache
+def onednn_is_quicker() -> bool:
+    """Whether oneDNN multiplies large float32 matrices quicker than MKL."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and has_onednn_linear()
+
+
+@cache
+def has_onednn_linear() -> bool:
+    """Whether this build of torch has oneDNN's product of plain tensors, and it is right."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    try:
+        found = onednn_linear(x, weight, None)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(found.eq(3).all())
+
+
+@cache
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU with instructions for bf16 products, which are very slow without."""
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in BFLOAT16)
+    with_them = any(ask() for ask in asked if ask is not None)
+    return device.type == "cpu" and with_them and has_onednn_linear()

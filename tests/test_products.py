@@ -1,0 +1,73 @@
+"""Linear layers by either library: the same numbers, and torch's own wherever more is asked."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import gelu, linear
+
+from pixsigma.measuring import relative_error
+from pixsigma.models import products
+from pixsigma.models.attention import attention, coarse_attention
+from pixsigma.models.embeddings import Mlp
+from pixsigma.models.products import Linear
+
+needs_onednn = pytest.mark.skipif(
+    not products.has_onednn_linear(), reason="this torch is without oneDNN"
+)
+needs_bfloat16 = pytest.mark.skipif(
+    not products.has_bfloat16(torch.device("cpu")), reason="bf16 products are very slow here"
+)
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=needs_onednn)])
+def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Linear:
+    """By MKL, then by oneDNN, whatever this CPU is."""
+    monkeypatch.setattr(products, "onednn_is_quicker", lambda: request.param)
+    torch.manual_seed(0)
+    return Linear(40, 24)
+
+
+@torch.no_grad()
+def test_a_product_is_that_of_torch(layer: Linear) -> None:
+    x = torch.randn(2, 40, 7).mT  # not contiguous
+    expected = linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    expected = gelu(expected, approximate="tanh")
+    torch.testing.assert_close(layer(x, "gelu"), expected, rtol=1e-5, atol=1e-5)
+    assert layer(x[:, :0]).shape == (2, 0, 24)
+
+
+def test_gradients_flow(layer: Linear) -> None:
+    layer(torch.randn(3, 40), "gelu").sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.count_nonzero() > 0
+
+
+@torch.no_grad()
+def test_autocast_is_heeded(layer: Linear) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, 40)).dtype is torch.bfloat16
+
+
+@torch.no_grad()
+def test_what_an_adapter_adds_goes_through_the_gelu() -> None:
+    class Adapted(nn.Module):
+        def __init__(self, base: Linear) -> None:
+            super().__init__()
+            self.base, self.out_features = base, base.out_features
+
+        def forward(self, x: torch.Tensor, *more: object) -> torch.Tensor:
+            return self.base(x, *more) + 1
+
+    mlp, x = Mlp(8, 16, 8), torch.randn(2, 3, 8)
+    expected = mlp.fc2(gelu(mlp.fc1(x) + 1, approximate="tanh"))
+    mlp.set_submodule("fc1", Adapted(mlp.fc1))
+    torch.testing.assert_close(mlp(x), expected)
+
+
+@needs_bfloat16
+@torch.no_grad()
+def test_coarse_attention_is_nearly_the_fine_one() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, 300, 24)  # more queries than are taken at a time, and no multiple
+    k, v = torch.randn(2, 2, 3, 50, 24).unbind(0)
+    assert 0 < relative_error(coarse_attention(q, k, v), attention(q, k, v)) < 1e-2
