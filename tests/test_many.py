@@ -51,7 +51,8 @@ def check_same(pipe: PixArtSigmaPipeline, asked: list[GenerationRequest], at_onc
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_each_is_as_if_it_were_alone(at_once: int) -> None:
+def test_each_is_as_if_it_were_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixsigma.gathering.SMALL", 2**14)  # so that sizes share batches too
     pipe = pipeline()
     check_same(pipe, requests(), at_once)
 
@@ -96,14 +97,15 @@ def counted(pipe: PixArtSigmaPipeline) -> list[int]:
 
 def test_small_pictures_of_different_sizes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline()
+    monkeypatch.setattr("pixsigma.gathering.SMALL", 2 * 16 * 24)
     tokens = counted(pipe)
     asked = [request.model_copy(update={"sampler": "euler"}) for request in requests()[:4:3]]
     pipe.draw_many(asked)
-    assert tokens == [2 * 4 + 2 * 6] * 3
+    assert tokens == [2 * 64 + 2 * 96] * 3
     tokens.clear()
-    monkeypatch.setattr("pixsigma.gathering.SMALL", 2 * 4 * 4 + 1)
+    monkeypatch.setattr("pixsigma.gathering.SMALL", 2 * 16 * 16)
     pipe.draw_many(asked)
-    assert sorted(tokens) == [2 * 4] * 3 + [2 * 6] * 3
+    assert sorted(tokens) == [2 * 64] * 3 + [2 * 96] * 3
 
 
 def test_sizes_take_turns_where_the_parts_of_blocks_are_not_to_be_called() -> None:
