@@ -131,7 +131,9 @@ def test_strips_decode_as_the_whole() -> None:
         pipe.decode(latents)
 
 
-def test_a_compiled_transformer_takes_its_place() -> None:
+def test_a_compiled_transformer_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    # compiled steps multiply by MKL: so do the others here, and the bound stays narrow
+    monkeypatch.setattr("pixsigma.models.products.onednn_is_quicker", lambda: False)
     pipe = pipeline()
     expected = latents_of(pipe, seed=3)
     pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend="eager")

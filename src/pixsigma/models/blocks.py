@@ -12,7 +12,7 @@ from pixsigma.interfaces import Perturbation
 from pixsigma.models.attention import attention, coarse_attention
 from pixsigma.models.embeddings import Mlp
 from pixsigma.models.perturbed import perturbed_attention
-from pixsigma.models.products import Linear, has_bfloat16
+from pixsigma.models.products import Linear
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -54,8 +54,6 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.in_float32 = False
         """Whether training under autocast leaves this product alone."""
-        self.coarse = False
-        """Whether bf16 is enough, where the CPU has it."""
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
         # Over the full width, before the heads part: the published qk-norm is not per head.
@@ -76,6 +74,11 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
         return self.proj(self.mixed(*self.projected(x), grid, perturbation))
+
+    @property
+    def coarse(self) -> bool:
+        """Whether bf16 is enough: where queries, keys and values are made by such products."""
+        return bool(getattr(self.qkv, "in_bfloat16", False))
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(…, D) to queries, keys and values (…, D) each: what a token gives by itself."""
@@ -99,7 +102,7 @@ class SelfAttention(nn.Module):
         if self.in_float32:
             with torch.autocast(q.device.type, enabled=False):
                 return merge_heads(attention(q.float(), k.float(), v.float()).to(v.dtype))
-        if self.coarse and not torch.is_grad_enabled() and has_bfloat16(q.device):
+        if self.coarse and not torch.is_grad_enabled():
             return merge_heads(coarse_attention(q, k, v))
         return merge_heads(attention(q, k, v))
 

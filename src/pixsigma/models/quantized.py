@@ -163,6 +163,11 @@ class Int16Linear(Int8Linear):
         super().__init__(num_in, num_out, bias)
         self.register_buffer("weight_low", torch.empty(num_out, num_in, dtype=torch.int8))
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether one bf16 product is all that is done."""
+        return has_bfloat16(self.weight.device)
+
     def forward(self, x: Tensor, post: Post = "none") -> Tensor:
         """(…, in) to (…, out), in the dtype of `x`."""
         if not has_bfloat16(x.device):
@@ -255,9 +260,6 @@ def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] =
         kind = Int16Linear if name in fine else Int8Linear
         layer = kind(linear.in_features, linear.out_features, linear.bias is not None)
         setattr(model.get_submodule(parent), last, layer)
-        if last == "qkv":
-            attention: Any = model.get_submodule(parent)
-            attention.coarse = name in fine
     for name, module in list(model.named_modules()):
         if isinstance(module, Mlp) and has_int8(module):
             parent, _, last = name.rpartition(".")
