@@ -254,6 +254,7 @@ def test_what_is_painted_is_drawn_anew(page: Any, folder: Path) -> None:
 def test_an_uploaded_picture_sets_the_shape(page: Any, tmp_path: Path, folder: Path) -> None:
     Image.new("RGB", (300, 200), "teal").save(tmp_path / "photo.png")
     unfold(page, "begin")
+    page.locator("#canvas canvas").first.wait_for()  # before that nobody could choose a file
     page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "photo.png")
     page.locator("#shape label.selected", has_text="3:2").wait_for()
     draw(page, "a lake")
@@ -322,11 +323,22 @@ def test_what_is_wrong_is_said(page: Any, folder: Path) -> None:
 @thorough
 def test_dice_throw_a_seed(page: Any, folder: Path) -> None:
     unfold(page, "settings")
+    seed = page.locator("#seed").locator("input, textarea").first
+    seed.wait_for()
+    for box in ("seed", "width", "height"):
+        assert page.locator(f"#{box}").locator("input, textarea").first.input_value() == ""
     page.locator("#dice").click()
-    page.wait_for_function("document.querySelector('#seed input').value !== ''")
-    seed = int(page.locator("#seed input").input_value())
+    wait_until(lambda: seed.input_value() != "", "no seed was thrown")
+    thrown = int(seed.input_value())
     draw(page)
-    assert jobs(folder)[-1]["seed"] == seed
+    found = jobs(folder)
+    assert found[-1]["seed"] == thrown
+    fill(page, "seed", "")
+    page.locator("#draw").click()
+    assert until(folder, len(found) + 1)[-1]["seed"] != thrown
+    fill(page, "seed", "seven")
+    page.locator("#draw").click()
+    page.locator("#status .wrong", has_text="seed must be a whole number").wait_for()
 
 
 @thorough
@@ -358,7 +370,7 @@ def test_history_outlives_the_server(browser: Any, tmp_path: Path) -> None:
                 continue
             page.get_by_role("tab", name="History").click()
             page.locator("#history img").first.click()
-            page.locator("button.back:visible").click()
+            page.locator("button.take:visible").click()
             page.wait_for_function(
                 "document.querySelector('#prompt textarea').value === 'the first'"
             )

@@ -5,11 +5,14 @@
     const kept = localStorage.getItem("pixsigma-dark");
     if (kept !== null) shade(kept === "1");
   };
-  document.addEventListener("DOMContentLoaded", () => {
+  const begin = () => {
     keep();
     // Gradio takes the system's shade once it is up, whenever that is
     new MutationObserver(keep).observe(document.body, { attributeFilter: ["class"] });
-  });
+  };
+  // this may be read before the page is there, or after
+  if (document.body) begin();
+  else document.addEventListener("DOMContentLoaded", begin);
 
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#shade")) return;

@@ -77,9 +77,7 @@ def details(service: Service) -> Widgets:
         0, 12, 4.5, step=0.1, label="Guidance", info="how strongly the prompt leads"
     )
     with gr.Row(elem_id="seeds"):
-        w["seed"] = gr.Number(
-            None, precision=0, label="Seed", placeholder="any", elem_id="seed", min_width=100
-        )
+        w["seed"] = number_or_none("Seed", "any")
         dice = gr.Button("⚄ Dice", elem_id="dice", size="sm", min_width=60)
     dice.click(any_seed, None, w["seed"], **QUIET)
     w["style"] = gr.Dropdown(
@@ -87,8 +85,8 @@ def details(service: Service) -> Widgets:
     )
     w["sampler"] = gr.Dropdown(list(SAMPLERS), value="dpm++2m", label="Sampler")
     with gr.Row():
-        w["width"] = sides("Width")
-        w["height"] = sides("Height")
+        w["width"] = number_or_none("Width", "by shape and size")
+        w["height"] = number_or_none("Height", "by shape and size")
     w["model"] = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
     w["loras"] = gr.Dropdown(
         loras, multiselect=True, label="Adapters (LoRA)", visible=bool(loras), elem_id="loras"
@@ -99,13 +97,15 @@ def details(service: Service) -> Widgets:
     return w
 
 
-def sides(label: str) -> Any:
-    """A side in pixels, which goes before shape and size."""
-    return gr.Number(
-        None,
-        precision=0,
+def number_or_none(label: str, placeholder: str) -> Any:
+    """A whole number that may be left out.
+
+    Gradio's own box for numbers shows and sends 0 where nothing was written.
+    """
+    return gr.Textbox(
         label=label,
-        placeholder="by shape and size",
+        placeholder=placeholder,
+        max_lines=1,
         min_width=100,
         elem_id=label.lower(),
     )

@@ -69,10 +69,14 @@ def request_fields(wish: Mapping[str, Any], native: int) -> dict[str, Any]:
 
 
 def whole(value: Any, name: str) -> int:
-    """A number that has no fraction; raises InputError."""
-    if value is None or float(value) != int(value):
-        raise InputError(f"{name} must be a whole number, got {value}")
-    return int(value)
+    """A number that has no fraction, as it is or written; raises InputError."""
+    try:
+        number = int(value)
+        if isinstance(value, str) or number == value:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(f"{name} must be a whole number, got {value}")
 
 
 def size_fields(wish: Mapping[str, Any], native: int) -> dict[str, int]:
