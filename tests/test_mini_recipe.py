@@ -101,3 +101,16 @@ def test_the_shipped_synonyms_are_a_hundred() -> None:
     assert len({word for word, _ in pairs}) == len(pairs) == 100
     listing = (RECIPE / "things.txt").read_text("utf-8")
     assert all(f"\n{thing} |" in listing or f"\n!{thing} |" in listing for _, thing in pairs)
+
+
+def test_an_epoch_sees_single_things_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    import features
+
+    rows = [
+        {"kind": "animal", "background": "white"},
+        {"kind": "animal", "background": "blue"},
+        {"kind": "animal", "background": "white", "composed": True},
+        {"kind": "composition", "background": "white", "composed": True},
+    ]
+    assert features.epoch(rows, white=3, single=2) == [0, 0, 0, 1, 1, 2, 2, 3]
