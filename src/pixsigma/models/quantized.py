@@ -206,7 +206,7 @@ class Int16Linear(Int8Linear):
         Where sums of pairs saturate the weights in float32: three products of 7 bits take longer.
         """
         if self._packed is None:
-            if has_bfloat16(self.weight.device):
+            if self.in_bfloat16:
                 self._packed = self.whole().to(torch.bfloat16), self.bias
             else:
                 self._packed = (self.whole(),) if saturates() else self.laid_out()
