@@ -81,6 +81,12 @@ def chain(folder: Path, **changes: Any) -> Chain:
     return read_chain(folder / "chain.toml", given)
 
 
+def flat(model: Path) -> torch.Tensor:
+    """Every weight of a folder's transformer in one row."""
+    state = read_transformer(model).state_dict()
+    return torch.cat([state[key].flatten() for key in sorted(state)])
+
+
 def test_each_stage_begins_with_the_one_before(folder: Path, tmp_path: Path) -> None:
     recipes = chain(folder).recipes(tmp_path)
     begun = [recipe.model.init_from for recipe in recipes.values()]
@@ -165,6 +171,7 @@ def test_two_processes_walk_through_a_chain_together(folder: Path, tmp_path: Pat
     alone = chain(folder, run__accumulate=2)
     list(train_chain(alone, tmp_path / "one"))
     for name in ("vae", "kv"):
-        one, two = (read_transformer(tmp_path / run / name / "model") for run in ("one", "two"))
-        for key, value in one.state_dict().items():
-            torch.testing.assert_close(two.state_dict()[key], value, rtol=1e-4, atol=2e-5)
+        one, two = (flat(tmp_path / run / name / "model") for run in ("one", "two"))
+        way = one - flat(folder / "model") if name == "vae" else one
+        # Adam takes the sign of a gradient near zero from rounding, so single weights may part.
+        assert (two - one).norm() < 0.02 * way.norm()

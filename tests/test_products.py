@@ -37,6 +37,20 @@ def test_a_product_is_that_of_torch(layer: Linear) -> None:
     assert layer(x[:, :0]).shape == (2, 0, 24)
 
 
+@needs_onednn
+@torch.no_grad()
+def test_rows_are_of_few_numbers_for_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps something of every number that it meets, for good."""
+    monkeypatch.setattr(products, "onednn_is_quicker", lambda: True)
+    layer, x = Linear(24, 8), torch.randn(600, 24)
+    expected = linear(x, layer.weight, layer.bias)
+    for rows in (1, 17, 519, 600):
+        torch.testing.assert_close(layer(x[:rows]), expected[:rows], rtol=1e-5, atol=1e-5)
+    numbers = range(1, 2049)
+    assert len({products.rounded(rows) for rows in numbers}) == 16 + 7 * 8
+    assert all(rows <= products.rounded(rows) < rows * 1.13 for rows in range(1, 20_000))
+
+
 def test_gradients_flow(layer: Linear) -> None:
     layer(torch.randn(3, 40), "gelu").sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.count_nonzero() > 0

@@ -207,11 +207,15 @@ def test_attention_can_stay_in_float32_under_autocast() -> None:
     assert not torch.equal(whole, half)
 
 
-def test_trackers_are_off_unless_named_and_named_if_missing(
+def test_tensorboard_is_the_tracker_where_it_is_installed_and_others_are_named_if_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Trainer(recipe(folder), folder).accelerator.log_with == []
+    if importlib.util.find_spec("tensorboard"):
+        (told,) = Trainer(recipe(folder), folder).accelerator.log_with
+        assert told.value == "tensorboard"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert Trainer(recipe(folder), folder).accelerator.log_with == []
+    assert Trainer(recipe(folder, run__trackers=[]), folder).accelerator.log_with == []
     with pytest.raises(MissingExtraError, match="names wandb: pip install wandb"):
         Trainer(recipe(folder, run__trackers=["wandb"]), folder)
 
@@ -219,7 +223,7 @@ def test_trackers_are_off_unless_named_and_named_if_missing(
 def test_tensorboard_is_told_every_report(folder: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = folder / "run"
-    reports = list(train(recipe(folder, run__trackers=["tensorboard"], run__steps=3), out))
+    reports = list(train(recipe(folder, run__steps=3), out))
     (events,) = (out / "pixsigma").glob("events.out.tfevents.*")
     log = reader.EventAccumulator(str(events.parent))
     log.Reload()

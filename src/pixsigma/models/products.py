@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, pad
 
 Post: TypeAlias = Literal["none", "gelu"]
 """What follows a product; the GELU is that of tanh."""
@@ -48,9 +48,23 @@ class Linear(nn.Linear):
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, post: Post = "none") -> Tensor:
-    """`x Wᵀ + b` by oneDNN, in the precision of x and W; it knows no gradients."""
+    """`x Wᵀ + b` by oneDNN, in the precision of x and W; it knows no gradients.
+
+    oneDNN keeps some hundred kilobytes for every number of rows that it has met, so a server whose batches
+    are never alike would grow without end: rows are rounded up, the last of them zeros.
+    """
     algorithm = "tanh" if post == "gelu" else ""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, post, [], algorithm)
+    rows = x[..., 0].numel()
+    beyond = rounded(rows) - rows
+    given = pad(x.reshape(rows, -1), (0, 0, 0, beyond)) if beyond else x
+    y = torch.ops.mkldnn._linear_pointwise(given, weight, bias, post, [], algorithm)
+    return y[:rows].view(*x.shape[:-1], -1) if beyond else y
+
+
+def rounded(rows: int) -> int:
+    """The next of few numbers: eight to an octave, from 2048 on the multiples of 128."""
+    step = min(128, 1 << max(0, rows.bit_length() - 4))
+    return -(-rows // step) * step
 
 
 def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:

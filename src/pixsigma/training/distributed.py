@@ -34,9 +34,7 @@ def start(run: RunSection, out: Path) -> Accelerator:
 
     Raises MissingExtraError for a tracker that is not installed, InputError for another engine.
     """
-    for name in run.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"run.trackers names {name}: pip install {name}, or leave it")
+    trackers = trackers_of(run)
     for variable, engine in FOREIGN.items():
         if os.environ.get(variable, "").lower() == "true":
             raise InputError(
@@ -48,7 +46,7 @@ def start(run: RunSection, out: Path) -> Accelerator:
     accelerator = Accelerator(
         cpu=run.device == "cpu",
         mixed_precision=run.mixed_precision,
-        log_with=list(run.trackers) or None,
+        log_with=trackers or None,
         project_dir=str(out),
     )
     if run.shard and accelerator.num_processes == 1:
@@ -60,6 +58,16 @@ def start(run: RunSection, out: Path) -> Accelerator:
         atexit.unregister(end)
         atexit.register(end)
     return accelerator
+
+
+def trackers_of(run: RunSection) -> list[str]:
+    """The trackers that a run tells; raises MissingExtraError for one that is not installed."""
+    if run.trackers is None:
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    for name in run.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"run.trackers names {name}: pip install {name}, or leave it")
+    return list(run.trackers)
 
 
 def end() -> None:

@@ -84,11 +84,10 @@ def logged(trainer: Trainer, out: Path, stop: Callable[[], bool]) -> Iterator[Pr
 
 
 def track(trainer: Trainer, row: dict[str, Any]) -> None:
-    """Tell a report's numbers to the trackers that the recipe names."""
-    names = trainer.recipe.run.trackers
-    if not names:
-        return
+    """Tell a report's numbers to the trackers of the run."""
     accelerator = trainer.accelerator
+    if not accelerator.log_with:
+        return
     if not accelerator.trackers:
         accelerator.init_trackers(
             "pixsigma",

@@ -203,8 +203,8 @@ class RunSection(Section):
     """Compute the blocks' activations again in the backward pass: less memory, a third slower."""
     fp32_attention: bool = False
     """Self-attention in float32 under mixed precision, as the authors trained."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Told every report beside metrics.jsonl, each if its package is installed."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Told every report beside metrics.jsonl; None is tensorboard where it is installed."""
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     shard: bool = False
