@@ -94,12 +94,18 @@ def test_a_job_that_is_handed_back_was_not_attempted(tmp_path: Path) -> None:
 def test_an_idempotency_key_brings_the_same_job(tmp_path: Path) -> None:
     jobs = store(tmp_path)
     first, new = jobs.add(REQUEST, client="a", model="m", idempotency_key="k")
-    again, newer = jobs.add(REQUEST | {"seed": 7}, client="a", model="m", idempotency_key="k")
+    seeded = REQUEST | {"seed": 7}
+    again, newer = jobs.add(seeded, client="a", model="m", idempotency_key="k", seed_drawn=True)
     assert new and not newer and again.id == first.id
     other, _ = jobs.add(REQUEST, client="b", model="m", idempotency_key="k")
     assert other.id != first.id
-    with pytest.raises(InputError, match="used for another"):
-        jobs.add({"prompt": "a dog", "seed": 1}, client="a", model="m", idempotency_key="k")
+    for request, format in (
+        (REQUEST | {"prompt": "a dog"}, "png"),
+        (seeded, "png"),
+        (REQUEST, "webp"),
+    ):
+        with pytest.raises(InputError, match="used for another"):
+            jobs.add(request, client="a", model="m", format=format, idempotency_key="k")
 
 
 def test_what_is_emptied_leaves_no_trace_of_its_prompt_on_disk(tmp_path: Path) -> None:

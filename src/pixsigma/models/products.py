@@ -50,8 +50,8 @@ class Linear(nn.Linear):
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, post: Post = "none") -> Tensor:
     """`x Wᵀ + b` by oneDNN, in the precision of x and W; it knows no gradients.
 
-    oneDNN keeps some hundred kilobytes for every number of rows that it has met, so a server whose batches
-    are never alike would grow without end: rows are rounded up, the last of them zeros.
+    oneDNN keeps some hundred kilobytes for every number of rows that it has met, so a server whose
+    batches are never alike would grow and grow: rows are rounded up, the last of them zeros.
     """
     algorithm = "tanh" if post == "gelu" else ""
     rows = x[..., 0].numel()

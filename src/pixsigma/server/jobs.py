@@ -127,7 +127,7 @@ class JobStore:
 
     def add(
         self,
-        request: Mapping[str, Any],
+        request: dict[str, Any],
         *,
         client: str,
         model: str,
@@ -135,11 +135,12 @@ class JobStore:
         priority: int = 0,
         deadline: float | None = None,
         idempotency_key: str | None = None,
+        seed_drawn: bool = False,
     ) -> tuple[Job, bool]:
         """Accept a job; returns it and whether it is new.
 
         With a key that this client used before, the earlier job is returned where it asked for the
-        same (the seed aside, which may have been drawn), else InputError is raised.
+        same (the seed aside where it was drawn by lot for this call), else InputError is raised.
         """
         text = json.dumps(request, sort_keys=True)
         columns = "id, client, model, state, priority, request, format, deadline, created"
@@ -147,7 +148,8 @@ class JobStore:
         with self._change():
             old = None if idempotency_key is None else self._with_key(client, idempotency_key)
             if old is not None:
-                refuse_other(old, request, model)
+                wanted = request | {"seed": old.request.get("seed")} if seed_drawn else request
+                refuse_other(old, wanted, model, format)
             else:
                 self._base.execute(
                     f"INSERT INTO jobs ({columns}, idempotency_key) VALUES (?,?,?,?,?,?,?,?,?,?)",
@@ -355,10 +357,10 @@ class JobStore:
             raise
 
 
-def refuse_other(old: Job, request: Mapping[str, Any], model: str) -> None:
+def refuse_other(old: Job, request: Mapping[str, Any], model: str, format: str) -> None:
     """Raise InputError where an idempotency key comes again with another request."""
-    now = json.loads(json.dumps(request)) | {"seed": old.request.get("seed")}
-    if now != old.request or model != old.model:
+    now = json.loads(json.dumps(request)), model, format
+    if now != (old.request, old.model, old.format):
         raise InputError(
             "an idempotency key belongs to one request, and this one was used for another; "
             "give a new key"

@@ -135,6 +135,7 @@ class Service:
             priority=wanted.priority,
             deadline=wanted.deadline_seconds,
             idempotency_key=idempotency_key,
+            seed_drawn=wanted.request.seed is None,
         )
         if new:
             self._accepted(job)
