@@ -50,7 +50,7 @@ def mount(app: FastAPI, service: Service, keys: Keys | None) -> FastAPI:
         enable_monitoring=False,
         theme=gr.themes.Default(
             primary_hue="indigo", font=FONTS, font_mono=["ui-monospace", "monospace"]
-        ),
+        ).set(body_text_color_subdued="*neutral_500"),  # its own is too faint to read on white
         css_paths=_HERE / "studio.css",
         head=f"<script>{(_HERE / 'studio.js').read_text('utf-8')}</script>",
     )
