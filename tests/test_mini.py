@@ -8,6 +8,7 @@ import torch
 
 import pixsigma
 from pixsigma import PixArtSigmaPipeline
+from pixsigma.weights.folder import read_text_encoder, save_text_encoder
 
 MINI = Path(pixsigma.__file__).parent / "mini"
 
@@ -42,6 +43,18 @@ def test_backgrounds_have_the_colour_that_was_asked(pipe: PixArtSigmaPipeline) -
             for other, colour in colours.items()
         }
         assert min(distance, key=lambda k: distance[k]) == name, (name, corners, wanted)
+
+
+def test_words_that_it_never_read_are_told(
+    pipe: PixArtSigmaPipeline, recwarn: pytest.WarningsRecorder, tmp_path: Path
+) -> None:
+    next(pipe.stream("two small cats, 3D, and a cactus in the desert"))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="never shown the words submarine, made: it draws"):
+        next(pipe.stream("a (submarine:1.2) made of glass"))
+    assert pipe.text_encoder.words
+    save_text_encoder(pipe.text_encoder, tmp_path)
+    assert read_text_encoder(tmp_path).words == pipe.text_encoder.words
 
 
 def test_a_picture_is_the_same_alone_or_in_a_batch_of_seven(pipe: PixArtSigmaPipeline) -> None:

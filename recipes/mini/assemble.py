@@ -1,11 +1,14 @@
 """Put the trained parts together as one folder in diffusers layout, in half precision.
 
-    python recipes/mini/assemble.py TRANSFORMER VAE TEXT OUT
+    python recipes/mini/assemble.py TRANSFORMER VAE TEXT OUT [--captions DATA/captions.jsonl]
 
-TRANSFORMER and VAE are folders; TEXT holds `text_encoder/` and `tokenizer/`.
+TRANSFORMER and VAE are folders; TEXT holds `text_encoder/` and `tokenizer/`. With `--captions` the
+folder tells their words, so that whoever asks for another is told.
 """
 
 import argparse
+import json
+import re
 from pathlib import Path
 
 import torch
@@ -25,18 +28,29 @@ LARGEST = 48 * 2**20
 """Bytes that the folder may have, so that the package stays a small download."""
 
 
+def words_of(captions: Path) -> frozenset[str]:
+    """All words of all captions."""
+    rows = (json.loads(line) for line in captions.read_text("utf-8").splitlines())
+    texts = (text.lower() for row in rows for text in row["captions"])
+    return frozenset(word for text in texts for word in re.findall(r"[^\W\d_]+", text))
+
+
 def main() -> None:
     """Parse, read, write, weigh."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("transformer", "vae", "text", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--captions", type=Path)
     args = parser.parse_args()
     half = torch.float16
+    text_encoder = read_text_encoder(args.text, dtype=half, max_tokens=MAX_TOKENS)
+    if args.captions is not None:
+        text_encoder.words = words_of(args.captions)
     save_folder(
         args.out,
         transformer=read_transformer(args.transformer, dtype=half),
         autoencoder=read_autoencoder(args.vae, dtype=half),
-        text_encoder=read_text_encoder(args.text, dtype=half, max_tokens=MAX_TOKENS),
+        text_encoder=text_encoder,
         sampler=get_sampler("dpm++2m"),
         schedule=NoiseSchedule(ScheduleConfig(prediction_type="v_prediction")),
     )

@@ -28,7 +28,7 @@ from pixsigma.models.decoding import autoencoder_in, colours_of
 from pixsigma.models.quantized import has_int8
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import Placement, choose_device, release
-from pixsigma.prompting import steering_of
+from pixsigma.prompting import steering_of, warn_of_unread
 from pixsigma.quantize import check_mode, quantized
 from pixsigma.shapes import Images, Latents
 from pixsigma.weights.build import ALL_PARTS, Components, load_components
@@ -232,6 +232,7 @@ class PixArtSigmaPipeline:
         seeds = tuple(first_seed + k for k in range(request.num_images))
         sampler = with_eta(get_sampler(request.sampler), request.eta)
         check_sampler(sampler, request.guidance)
+        warn_of_unread(self.text_encoder, request.prompt)
         grid = sampler.levels(self.schedule, request.num_inference_steps)
         grids = [shortened(grid, each.strength) for each in plan.rounds]
         total = sum(len(levels) - 1 for levels in grids)

@@ -1,5 +1,6 @@
 """What a request says, turned into what each step reads: styles, the prompt language, weights."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from pixsigma.editing.regions import region_mask
 from pixsigma.errors import InputError
 from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.interfaces import TextFeatures
+from pixsigma.models.text import T5TextEncoder
 from pixsigma.models.weighting import encode_weighted
 from pixsigma.prompts.parse import parse
 from pixsigma.prompts.resolve import Line, Spans, lines_at, plain
@@ -19,6 +21,16 @@ from pixsigma.prompts.resolve import Line, Spans, lines_at, plain
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
     from pixsigma.requests import GenerationRequest
+
+
+def warn_of_unread(encoder: T5TextEncoder | None, prompt: str) -> None:
+    """Warn where a model that tells its captions' words is asked for others."""
+    if encoder is not None and (unread := encoder.unread(prompt)):
+        warnings.warn(
+            f"this model was never shown the words {', '.join(unread)}: it draws what is nearest "
+            "to them among what it knows",
+            stacklevel=3,
+        )
 
 
 def steering_of(

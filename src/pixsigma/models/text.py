@@ -1,5 +1,6 @@
 """Prompts to ids to features: the tokenizer of T5 and the encoder behind it."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from itertools import repeat
@@ -12,6 +13,9 @@ from torch import Tensor
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.pieces import END, PAD, open_pieces
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_ENDINGS = "", "s", "es"
 
 
 class Tokenizer:
@@ -78,10 +82,23 @@ class Tokenizer:
 class T5TextEncoder:
     """Tokenizer and encoder as one `TextEncoder`."""
 
-    def __init__(self, tokenizer: Tokenizer, encoder: Any) -> None:
-        """`encoder` is a T5Encoder, or a module that answers as one: streamed, cached."""
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: Any, words: frozenset[str] | None = None
+    ) -> None:
+        """`encoder` is a T5Encoder, or a module that answers as one: streamed, cached.
+
+        `words` are those of all captions that the model was shown, where they are few and told.
+        """
         self.tokenizer = tokenizer
         self.encoder = encoder
+        self.words = words
+
+    def unread(self, prompt: str) -> list[str]:
+        """Words of three letters and more that no caption had, in the singular or at all."""
+        known, found = self.words, dict.fromkeys(_WORD.findall(prompt.lower()))
+        if known is None:
+            return []
+        return [w for w in found if not any(w.removesuffix(end) in known for end in _ENDINGS)]
 
     @torch.no_grad()
     def encode(

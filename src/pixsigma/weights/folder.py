@@ -49,6 +49,9 @@ from pixsigma.weights.streaming import StreamedT5, open_streamed
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
 """Classes that `model_index.json` may name."""
 
+WORDS = "words.txt"
+"""In `tokenizer/`: all words of the captions that a small model was shown."""
+
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
 """Folders inside a model's folder."""
 
@@ -175,16 +178,18 @@ def read_text_encoder(
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
     tokenizer = Tokenizer(vocabulary_file(path / "tokenizer"), max_tokens or folder_tokens(path))
+    told = path / "tokenizer" / WORDS
+    words = frozenset(told.read_text("utf-8").split()) if told.is_file() else None
     config = config_files.t5_config(config_files.read_config(folder))
     file = find_weights(folder, "text_encoder", choice)
     opened = partial(_open_t5, file, config, dtype, stream)
     if prompt_cache is None:
-        return T5TextEncoder(tokenizer, opened())
+        return T5TextEncoder(tokenizer, opened(), words)
     tensors = open_tensors(file)
     identity = fingerprint(T5.to_ours(tensors), config)
     kept = dtype or next(iter(tensors.specs.values())).dtype
     cached = CachedT5(Path(prompt_cache).expanduser(), config, identity, kept, opened)
-    return T5TextEncoder(tokenizer, cached)
+    return T5TextEncoder(tokenizer, cached, words)
 
 
 def _open_t5(
@@ -323,6 +328,9 @@ def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     pieces = text_encoder.tokenizer.pieces
     with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
         temp.write_bytes(pieces.content())
+    if text_encoder.words is not None:
+        with atomic_write(folder / "tokenizer" / WORDS) as temp:
+            temp.write_text("".join(f"{word}\n" for word in sorted(text_encoder.words)), "utf-8")
     write_json(
         folder / "tokenizer" / "tokenizer_config.json",
         {
