@@ -186,6 +186,17 @@ def test_a_picture_does_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_text_is_read_finely_in_every_mode(mode: str) -> None:
+    model = small_transformer()
+    text = torch.randn(2, 9, model.config.caption_channels)
+    with torch.no_grad():
+        exact, found = model.read(text, None), quantized(model, mode).read(text, None)
+    for words, expected in zip(found, exact, strict=True):
+        assert relative_error(words.keys, expected.keys) < 5e-4
+        assert relative_error(words.values, expected.values) < 5e-4
+
+
 def test_layers_that_match_are_left_alone_and_shared() -> None:
     model = small_transformer()
     small = quantized(model, keep=r"blocks\.0\..*")

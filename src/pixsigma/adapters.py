@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
-from pixsigma.models.quantized import Int8Linear, Int16Linear, by_others
+from pixsigma.models.quantized import ONCE, Int8Linear, Int16Linear, by_others
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
 from pixsigma.quantize import is_quantized
@@ -236,7 +236,7 @@ def put(network: nn.Module, key: str, value: Base) -> None:
     if isinstance(value, Int8Linear):
         setattr(owner, name, value)
     elif isinstance(layer, Int8Linear):
-        setattr(owner, name, Int16Linear.holding(value, layer.bias))
+        setattr(owner, name, Int16Linear.holding(value, layer.bias, name == ONCE))
     else:
         layer.weight.data = value.to(layer.weight.device, layer.weight.dtype)
 

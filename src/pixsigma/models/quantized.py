@@ -28,6 +28,10 @@ SCALE = ".weight_scale"
 LOW = ".weight_low"
 """What the name of the lower halves of a layer's 16-bit weights ends in."""
 
+ONCE = "kv_linear"
+"""The layer that reads the text, once a picture: there is no time to be saved by coarse products,
+and their error would be in every step."""
+
 LARGEST = 127
 LARGEST_16 = 127 * 256 + 127
 """The largest number of which both halves, the lower one in [-128, 127], have 8 bits."""
@@ -152,25 +156,27 @@ class Int16Linear(Int8Linear):
     """(out, in) int8, in units of scale / 256."""
 
     @classmethod
-    def holding(cls, weight: Tensor, bias: Tensor | None) -> "Int16Linear":
+    def holding(cls, weight: Tensor, bias: Tensor | None, once: bool = False) -> "Int16Linear":
         """A layer of these weights (out, in), rounded."""
-        layer = cls(weight.shape[1], weight.shape[0], bias is not None)
+        layer = cls(weight.shape[1], weight.shape[0], bias is not None, once)
         layer.weight, layer.weight_low, layer.weight_scale = quantize_halves(weight)
         layer.bias = bias
         return layer.eval()
 
-    def __init__(self, num_in: int, num_out: int, bias: bool = True) -> None:
+    def __init__(self, num_in: int, num_out: int, bias: bool = True, once: bool = False) -> None:
+        """With `once` its products are the finer ones everywhere."""
         super().__init__(num_in, num_out, bias)
+        self.once = once
         self.register_buffer("weight_low", torch.empty(num_out, num_in, dtype=torch.int8))
 
     @property
     def in_bfloat16(self) -> bool:
         """Whether one bf16 product is all that is done."""
-        return has_bfloat16(self.weight.device)
+        return not self.once and has_bfloat16(self.weight.device)
 
     def forward(self, x: Tensor, post: Post = "none") -> Tensor:
         """(…, in) to (…, out), in the dtype of `x`."""
-        if not has_bfloat16(x.device):
+        if self.once or not has_bfloat16(x.device):
             return super().forward(x, post)
         weight, bias = self.packed()
         return onednn_linear(x.to(torch.bfloat16), weight, bias, post).to(x.dtype)
@@ -257,8 +263,9 @@ def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] =
             linear = None
         if not isinstance(linear, nn.Linear):
             raise InputError(f"only linear layers are quantised, {name} is none of this network")
-        kind = Int16Linear if name in fine else Int8Linear
-        layer = kind(linear.in_features, linear.out_features, linear.bias is not None)
+        shape = linear.in_features, linear.out_features, linear.bias is not None
+        once = last == ONCE
+        layer = Int16Linear(*shape, once) if name in fine else Int8Linear(*shape)
         setattr(model.get_submodule(parent), last, layer)
     for name, module in list(model.named_modules()):
         if isinstance(module, Mlp) and has_int8(module):

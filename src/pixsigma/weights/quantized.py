@@ -16,7 +16,7 @@ INT8_LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|p
 """Linear layers of the transformer that are quantised; all others are small, and the time or the
 picture goes through them. docs/performance.md has the table of what each of them costs."""
 
-CPU_MODES = {"int8": r".*", "int8-fast": r"(?!)"}
+CPU_MODES = {"int8": r".*", "int8-fast": r".*\.cross_attn\.(kv_linear|proj)"}
 """Mode to the quantised layers whose weights have 16 bits, in two parts of 8."""
 
 
