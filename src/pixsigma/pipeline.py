@@ -64,8 +64,7 @@ class PixArtSigmaPipeline:
         self.decoding = "whole"
         """How the autoencoder works, a name of `models.decoding.WAYS`: whole; in strips, the same
         in less memory; or in blended tiles, whose norms and attention see one tile alone."""
-        self.loras = adapters.LoraStack()
-        self.controls = controls.Shelf()
+        self.loras, self.controls = adapters.LoraStack(), controls.Shelf()
 
     # Loading, saving, placing
 

@@ -231,14 +231,14 @@ class JobStore:
             self._base.execute(
                 "UPDATE jobs SET state = 'cancelled' WHERE state = 'running' AND cancel = 1"
             )
+            reason = (
+                f"the server stopped {MOST_ATTEMPTS} times while it drew this; a smaller size "
+                "or fewer pictures may do"
+            )
             self._base.execute(
                 "UPDATE jobs SET state = 'failed', kind = 'Stopped', reason = ?"
                 " WHERE state = 'running' AND attempts >= ?",
-                (
-                    f"the server stopped {MOST_ATTEMPTS} times while it drew this; a smaller size "
-                    "or fewer pictures may do",
-                    MOST_ATTEMPTS,
-                ),
+                (reason, MOST_ATTEMPTS),
             )
             self._base.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
 
@@ -264,9 +264,8 @@ class JobStore:
         with self._reading():
             (num,) = self._base.execute(
                 "SELECT count(*) FROM jobs AS other, jobs AS mine WHERE mine.id = ? AND"
-                " mine.state = 'queued' AND other.state = 'queued' AND (other.priority >"
-                " mine.priority OR (other.priority = mine.priority"
-                " AND other.number < mine.number))",
+                " mine.state = 'queued' AND other.state = 'queued' AND (other.priority > mine.priority"
+                " OR (other.priority = mine.priority AND other.number < mine.number))",
                 (id,),
             ).fetchone()
             return int(num)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pixsigma.config import AutoencoderConfig, KVCompression, T5Config, TransformerConfig
 from pixsigma.errors import InputError, MismatchError
-from pixsigma.weights.files import read_json
+from pixsigma.weights.files import atomic_write, read_json
 
 TRANSFORMER_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 """The second is what diffusers called it before 0.29."""
@@ -48,6 +48,9 @@ _OURS = ("kv_compression", "qk_norm", "quantization_config")
 
 QUANTIZATION = {"quant_method": "pixsigma-int8"}
 """What the config of a network in 8 bits says, so that other programs refuse it."""
+
+WORDS = "words.txt"
+"""In `tokenizer/`, one a line."""
 
 
 def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
@@ -229,3 +232,16 @@ def _check_unknown(values: Mapping[str, Any], known: set[str], what: str) -> Non
                 f"the config of the {what} has {key} {value!r}, which pixsigma does not know; "
                 "if it changes nothing, take it out of config.json"
             )
+
+
+def read_words(tokenizer: Path) -> frozenset[str] | None:
+    """All words of the captions that a small model was shown, where its folder tells them."""
+    file = tokenizer / WORDS
+    return frozenset(file.read_text("utf-8").split()) if file.is_file() else None
+
+
+def write_words(tokenizer: Path, words: frozenset[str] | None) -> None:
+    """What `read_words` reads; raises OutputError."""
+    if words is not None:
+        with atomic_write(tokenizer / WORDS) as temp:
+            temp.write_text("".join(f"{word}\n" for word in sorted(words)), "utf-8")

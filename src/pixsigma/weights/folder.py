@@ -49,9 +49,6 @@ from pixsigma.weights.streaming import StreamedT5, open_streamed
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
 """Classes that `model_index.json` may name."""
 
-WORDS = "words.txt"
-"""In `tokenizer/`: all words of the captions that a small model was shown."""
-
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
 """Folders inside a model's folder."""
 
@@ -178,8 +175,7 @@ def read_text_encoder(
     path = Path(path)
     folder = _part_folder(path, "text_encoder")
     tokenizer = Tokenizer(vocabulary_file(path / "tokenizer"), max_tokens or folder_tokens(path))
-    told = path / "tokenizer" / WORDS
-    words = frozenset(told.read_text("utf-8").split()) if told.is_file() else None
+    words = config_files.read_words(path / "tokenizer")
     config = config_files.t5_config(config_files.read_config(folder))
     file = find_weights(folder, "text_encoder", choice)
     opened = partial(_open_t5, file, config, dtype, stream)
@@ -328,9 +324,7 @@ def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     pieces = text_encoder.tokenizer.pieces
     with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
         temp.write_bytes(pieces.content())
-    if text_encoder.words is not None:
-        with atomic_write(folder / "tokenizer" / WORDS) as temp:
-            temp.write_text("".join(f"{word}\n" for word in sorted(text_encoder.words)), "utf-8")
+    config_files.write_words(folder / "tokenizer", text_encoder.words)
     write_json(
         folder / "tokenizer" / "tokenizer_config.json",
         {
