@@ -263,8 +263,8 @@ class JobStore:
         """How many waiting jobs are drawn before this one; 0 for one that does not wait."""
         with self._reading():
             (num,) = self._base.execute(
-                "SELECT count(*) FROM jobs AS other, jobs AS mine WHERE mine.id = ? AND mine.state ="
-                " 'queued' AND other.state = 'queued' AND (other.priority > mine.priority"
+                "SELECT count(*) FROM jobs AS other, jobs AS mine WHERE mine.id = ? AND mine.state"
+                " = 'queued' AND other.state = 'queued' AND (other.priority > mine.priority"
                 " OR (other.priority = mine.priority AND other.number < mine.number))",
                 (id,),
             ).fetchone()
