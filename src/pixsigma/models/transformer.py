@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from pixsigma.models.embeddings import (
 )
 from pixsigma.shapes import Latents, Timesteps
 
-Caption: TypeAlias = tuple[Words, ...]
+Caption: TypeAlias = Sequence[Words]
 """A text as every layer reads it: projected once a picture, not once a step."""
 
 Added: TypeAlias = Callable[[Tensor, Tensor, tuple[int, int]], Iterator[Tensor]]
@@ -72,6 +72,20 @@ class FinalLayer(nn.Module):
         """
         shift, scale = (self.scale_shift_table + t[:, None]).unsqueeze(2).unbind(1)
         return self.linear(modulated_norm(x, shift, scale), share)
+
+
+class ReadLate(Sequence[Words]):
+    """A text that a layer reads when its turn comes, so that nothing of it need be kept."""
+
+    def __init__(self, read: Sequence[Callable[[], Words]]) -> None:
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __getitem__(self, layer: Any) -> Any:
+        """The Words of a layer, computed anew."""
+        return self._read[layer]()
 
 
 recomputed = partial(checkpoint, use_reentrant=False)
@@ -150,17 +164,29 @@ class PixArtTransformer(nn.Module):
     ) -> Tensor:
         """Tokens (B, N, D) through a part of the blocks; without gradients `x` is overwritten."""
         skips: Iterator[Tensor] = iter(())
-        for i, block in list(enumerate(self.blocks))[part]:
+        for i in range(len(self.blocks))[part]:
             if i == 1 and control is not None:
                 skips = control(x, t0, grid)
             if (skip := next(skips, None)) is not None:
                 x = x + skip
             # not `i in layers`: torch.compile gets that wrong where a number of them changes
             here = perturbation is not None and any(i == layer for layer in perturbation.layers)
-            texts = [caption[i] for caption in captions]
-            arguments = x, t0, texts, grid, perturbation if here else None
-            x = recomputed(block, *arguments) if self.recompute else block(*arguments)
+            arguments = i, x, t0, captions, grid, perturbation if here else None
+            x = recomputed(self.at, *arguments) if self.recompute else self.at(*arguments)
         return x
+
+    def at(
+        self,
+        layer: int,
+        x: Tensor,
+        t0: Tensor,
+        captions: Sequence[Caption],
+        grid: tuple[int, int],
+        perturbation: Perturbation | None,
+    ) -> Tensor:
+        """Tokens (B, N, D) through one block."""
+        texts = [caption[layer] for caption in captions]
+        return self.blocks[layer](x, t0, texts, grid, perturbation)  # type: ignore[no-any-return]
 
     def leave(self, x: Tensor, t: Tensor, grid: tuple[int, int], variance: bool = True) -> Tensor:
         """Tokens (B, N, D) to the answer (B, 2C, H, W), (B, C, H, W) without `variance`."""
@@ -179,17 +205,19 @@ class PixArtTransformer(nn.Module):
         """
         layers = [block.cross_attn for block in self.blocks if isinstance(block, Block)]
         text = text.to(self.dtype)
-        if mask is None:
-            text = self.y_embedder(text)  # (B, L, D)
-            return tuple(layer.read(text, None) for layer in layers)
-        mask = mask.bool()
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if mask is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # In training captions are padded to one length, most of which is never looked at.
+            mask = mask.bool()
             places = mask.flatten().nonzero().squeeze(1)  # (V,) of the B·L
             tokens = self.y_embedder(text.flatten(0, 1)[places])
-            return tuple(layer.read_packed(tokens, places, mask) for layer in layers)
-        text = self.y_embedder(text)
-        return tuple(layer.read(text, mask[:, None, None]) for layer in layers)
+            late = [partial(layer.read_packed, tokens, places, mask) for layer in layers]
+        else:
+            text = self.y_embedder(text)  # (B, L, D)
+            seen = None if mask is None else mask.bool()[:, None, None]
+            late = [partial(layer.read, text, seen) for layer in layers]
+        if self.recompute and torch.is_grad_enabled():
+            return ReadLate(late)
+        return tuple(read() for read in late)
 
     @property
     def dtype(self) -> torch.dtype:
