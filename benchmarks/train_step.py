@@ -36,7 +36,7 @@ import torch
 from common import parser
 from train_sides import DTYPES, LENGTHS, SIDES, SIZES, batch_of, model_of, side_of
 
-from pixsigma.training.pages import keep_pages
+from pixsigma.pages import keep_pages
 from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Trainer
 

@@ -290,6 +290,7 @@ def main() -> None:
     elif arguments.model is None or arguments.data is None:
         parser.error("--model and --data are needed")
     else:
+        arguments.data = arguments.data.absolute()
         make_ready(arguments)
     done = measure_all(arguments, begun + 60 * arguments.minutes)
     print(f"{'done' if done else 'to be gone on with: the same command'}, ", end="")

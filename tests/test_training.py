@@ -1,8 +1,6 @@
 """The run: every row once an epoch, exact resumption, a loss that falls."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -323,23 +321,3 @@ def test_the_coming_step_is_read_ahead_and_errors_come_where_they_belong() -> No
     assert ahead.at(7, last=True) == 70  # a run that goes on begins anywhere
     assert sorted(asked) == [0, 1, 2, 3, 7]
     assert 0 <= ahead.waited < 10
-
-
-def test_kept_pages_are_not_asked_for_again() -> None:
-    """In a process of its own, since it is told once and for all."""
-    code = """
-import resource, torch
-from pixsigma.training.pages import keep_pages
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(2**22)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-fresh = faults()
-print(int(keep_pages()), fresh, faults(), faults())
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heard, fresh, _, kept = map(int, told.stdout.split())
-    if not heard:
-        pytest.skip("this C library cannot be told")
-    assert kept < fresh / 10

@@ -26,6 +26,7 @@ from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import OutputError, PixsigmaError, PolicyError
 from pixsigma.images import write_picture
 from pixsigma.many import Ask, Company, elsewhere, stages_in_company
+from pixsigma.pages import give_back_pages
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.provenance import COMPOSITE, MADE
 from pixsigma.requests import GenerationRequest, request_from
@@ -41,6 +42,9 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 PREVIEW_SECONDS = 0.2
 """A preview is made no more often: nobody sees more."""
+
+GIVE_BACK_SECONDS = 20.0
+"""How often freed memory goes back to the system, which takes some milliseconds."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -118,6 +122,7 @@ class Worker:
         self._company = Company(self._pool, self._wake.set)
         self._stopping = False
         self._refused = float("-inf")
+        self._given_back = time.monotonic()
         self._unwritten: list[tuple[str, dict[str, Any]]] = []
         self._thread = threading.Thread(target=self._run, name="pixsigma-worker", daemon=True)
 
@@ -184,6 +189,9 @@ class Worker:
                 if not company.idle:
                     self.metrics.calls.inc()
                 company.step()
+                if time.monotonic() >= self._given_back + GIVE_BACK_SECONDS:
+                    give_back_pages()
+                    self._given_back = time.monotonic()
                 if company.idle:  # an errand that ends wakes it, or a job that comes
                     self._wake.wait(1.0)
             except Exception as error:

@@ -20,6 +20,7 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.pages import keep_pages
 from pixsigma.training.adapter import put_on, save_adapter, sharing
 from pixsigma.training.beginning import build_model, refuse_misfit, teacher_of
 from pixsigma.training.checkpoint import (
@@ -43,7 +44,6 @@ from pixsigma.training.distributed import (
 )
 from pixsigma.training.ema import average_of
 from pixsigma.training.optim import optimizers, rate_at
-from pixsigma.training.pages import keep_pages
 from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import Recipe, refuse_change
 from pixsigma.training.step import loss_of_batch
