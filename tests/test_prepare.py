@@ -328,6 +328,16 @@ def test_features_of_wrong_shapes_are_not_used(tmp_path: Path, model: Path) -> N
         list(prepare(replace(settings, data=str(whole)), tmp_path / "other", CPU))
 
 
+def test_a_batch_is_the_same_under_autocast(prepared: Path) -> None:
+    """Which joins no float16 on a CPU; held-out batches are read under it."""
+    features, rows = ShardedFeatures(prepared), torch.tensor([0])
+    plain = features.batch(rows, 0.0, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = features.batch(rows, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(coarse.latents, plain.latents)
+    assert torch.equal(coarse.text.embeddings, plain.text.embeddings)
+
+
 def test_damaged_shards_are_told(prepared: Path, tmp_path: Path) -> None:
     for name in ("index.json", "null.safetensors"):
         (tmp_path / name).write_bytes((prepared / name).read_bytes())

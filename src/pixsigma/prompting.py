@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pixsigma.requests import GenerationRequest
 
 
-def warn_of_unread(encoder: T5TextEncoder | None, prompt: str) -> None:
+def warn_of_unread(encoder: object, prompt: str) -> None:
     """Warn where a model that tells its captions' words is asked for others."""
-    if encoder is not None and (unread := encoder.unread(prompt)):
+    if isinstance(encoder, T5TextEncoder) and (unread := encoder.unread(prompt)):
         warnings.warn(
             f"this model was never shown the words {', '.join(unread)}: it draws what is nearest "
             "to them among what it knows",

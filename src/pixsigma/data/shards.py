@@ -1,6 +1,7 @@
 """What `pixsigma prepare` wrote, read back: a folder of shards, mapped into memory."""
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,7 @@ class ShardedFeatures:
         if self.bucket_of[rows].unique().numel() > 1:
             raise MismatchError("a batch holds pictures of one size: draw its rows by bucket")
         places = [self._place(row) for row in rows.tolist()]
-        mean = torch.stack([shard["mean"][i] for shard, i in places]).float()
-        std = torch.stack([shard["std"][i] for shard, i in places]).float()
+        mean, std = _stacked(places, "mean"), _stacked(places, "std")
         latents = mean + std * torch.randn(mean.shape, generator=rng)
         draws = torch.rand(len(rows), 2, generator=rng).tolist()
         dropped = (torch.rand(len(rows), generator=rng) < drop_caption).tolist()
@@ -92,9 +92,9 @@ class ShardedFeatures:
         ]
         mask = hint = None
         if self.masked:
-            mask = torch.stack([shard["picture_mask"][i] for shard, i in places]).float()
+            mask = _stacked(places, "picture_mask")
         if self.hint_kind is not None:
-            hint = torch.stack([shard["hint"][i] for shard, i in places]).float()
+            hint = _stacked(places, "hint")
         return Batch(latents, padded(texts), mask, hint)
 
     def _pick(self, shard: dict[str, Tensor], row: int, which: float, kind: float) -> int:
@@ -155,6 +155,11 @@ def padded(texts: list[Tensor]) -> TextFeatures:
     embeddings = torch.nn.utils.rnn.pad_sequence([text.float() for text in texts], True)
     lengths = torch.tensor([len(text) for text in texts])
     return TextFeatures(embeddings, torch.arange(embeddings.shape[1]) < lengths[:, None])
+
+
+def _stacked(places: Sequence[tuple[dict[str, Tensor], int]], key: str) -> Tensor:
+    """In float32 before they are joined, since autocast to bf16 joins no float16."""
+    return torch.stack([shard[key][i].float() for shard, i in places])
 
 
 def _caption(shard: dict[str, Tensor], number: int) -> Tensor:

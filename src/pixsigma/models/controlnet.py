@@ -139,11 +139,11 @@ class Controlled:
 
     def read(self, text: Tensor, mask: Tensor | None = None) -> Caption:
         """The text as the base reads it, and as each of the copies does."""
-        words: Caption = self.base.read(text, mask)
+        words = tuple(self.base.read(text, mask))
         embedded = self.base.y_embedder(text.to(self.base.dtype))
         wide = None if mask is None else mask.bool()[:, None, None]
         for control in self.controls:
-            words += control.network.read(embedded, wide)
+            words += tuple(control.network.read(embedded, wide))
         return words
 
     def embed(self, t: Timesteps, conditions: Conditions | None = None) -> TimesAtWork:

@@ -186,7 +186,7 @@ class PixArtTransformer(nn.Module):
     ) -> Tensor:
         """Tokens (B, N, D) through one block."""
         texts = [caption[layer] for caption in captions]
-        return self.blocks[layer](x, t0, texts, grid, perturbation)  # type: ignore[no-any-return]
+        return self.blocks[layer](x, t0, texts, grid, perturbation)
 
     def leave(self, x: Tensor, t: Tensor, grid: tuple[int, int], variance: bool = True) -> Tensor:
         """Tokens (B, N, D) to the answer (B, 2C, H, W), (B, C, H, W) without `variance`."""
