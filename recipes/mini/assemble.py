@@ -8,7 +8,6 @@ folder tells their words, so that whoever asks for another is told.
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from pixsigma.config import ScheduleConfig
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
+from pixsigma.models.text import words_in
 from pixsigma.weights.folder import (
     read_autoencoder,
     read_text_encoder,
@@ -31,8 +31,7 @@ LARGEST = 48 * 2**20
 def words_of(captions: Path) -> frozenset[str]:
     """All words of all captions."""
     rows = (json.loads(line) for line in captions.read_text("utf-8").splitlines())
-    texts = (text.lower() for row in rows for text in row["captions"])
-    return frozenset(word for text in texts for word in re.findall(r"[^\W\d_]+", text))
+    return frozenset(word for row in rows for text in row["captions"] for word in words_in(text))
 
 
 def main() -> None:

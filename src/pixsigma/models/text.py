@@ -14,8 +14,12 @@ from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.pieces import END, PAD, open_pieces
 
-_WORD = re.compile(r"[^\W\d_]{3,}")
 _ENDINGS = "", "s", "es"
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text in lower case, in their order: runs of letters."""
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 class Tokenizer:
@@ -95,9 +99,9 @@ class T5TextEncoder:
 
     def unread(self, prompt: str) -> list[str]:
         """Words of three letters and more that no caption had, in the singular or at all."""
-        known, found = self.words, dict.fromkeys(_WORD.findall(prompt.lower()))
-        if known is None:
+        if (known := self.words) is None:
             return []
+        found = dict.fromkeys(word for word in words_in(prompt) if len(word) >= 3)
         return [w for w in found if not any(w.removesuffix(end) in known for end in _ENDINGS)]
 
     @torch.no_grad()

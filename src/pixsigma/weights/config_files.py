@@ -1,4 +1,4 @@
-"""The published `config.json` files: read into our configs, written from them.
+"""The published `config.json` files, and our `words.txt`: read into what we use, written from it.
 
 What a file leaves out has the default of the library that wrote it, which is not always ours.
 """
