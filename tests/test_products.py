@@ -49,6 +49,9 @@ def test_rows_are_of_few_numbers_for_onednn(monkeypatch: pytest.MonkeyPatch) -> 
     numbers = range(1, 2049)
     assert len({products.rounded(rows) for rows in numbers}) == 16 + 7 * 8
     assert all(rows <= products.rounded(rows) < rows * 1.13 for rows in range(1, 20_000))
+    strips = {most: products.strip(most) for most in range(1, 20_000)}
+    assert all(products.rounded(rows) == rows for rows in strips.values())
+    assert all(rows <= most < rows * 1.13 for most, rows in strips.items())
 
 
 def test_gradients_flow(layer: Linear) -> None:

@@ -207,8 +207,9 @@ def test_layers_that_match_are_left_alone_and_shared() -> None:
 
 def test_one_layer_of_a_pair_may_stay() -> None:
     model = small_transformer()
-    for keep in (r".*fc1", r".*fc2"):
-        assert relative_error(step(quantized(model, "int8-fast", keep=keep)), step(model)) < 0.04
+    for keep in (r".*fc1", r".*fc2", r".*\.attn\.qkv", r".*\.attn\.proj"):
+        for mode in MODES:
+            assert relative_error(step(quantized(model, mode, keep=keep)), step(model)) < 0.04
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -8,7 +8,7 @@ WRITTEN_OUT = {torch.bfloat16: 2**16, torch.float32: 2**12}
 """Most pairs of query and key, by number type, up to which training on a CPU writes them out."""
 
 
-FEWEST, MOST, WEIGHTS = 32, 256, 2**20
+FEWEST, MOST, WEIGHTS = 32, 1024, 2**20
 """Queries that `coarse_attention` takes at a time, and weights of theirs that a cache holds."""
 
 

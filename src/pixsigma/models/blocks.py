@@ -73,12 +73,16 @@ class SelfAttention(nn.Module):
         self, x: Tensor, grid: tuple[int, int], perturbation: Perturbation | None = None
     ) -> Tensor:
         """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
-        return self.proj(self.mixed(*self.projected(x), grid, perturbation))
+        # what both products round anyway, and the attention between them, is handed on as it is
+        both = self.coarse and getattr(self.proj, "in_bfloat16", False)
+        rounded = both and not self.compressed and perturbation is None
+        given = x.to(torch.bfloat16) if rounded else x
+        return self.proj(self.mixed(*self.projected(given), grid, perturbation)).to(x.dtype)
 
     @property
     def coarse(self) -> bool:
         """Whether bf16 is enough: where queries, keys and values are made by such products."""
-        return bool(getattr(self.qkv, "in_bfloat16", False))
+        return bool(getattr(self.qkv, "in_bfloat16", False)) and not torch.is_grad_enabled()
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(…, D) to queries, keys and values (…, D) each: what a token gives by itself."""
@@ -102,7 +106,7 @@ class SelfAttention(nn.Module):
         if self.in_float32:
             with torch.autocast(q.device.type, enabled=False):
                 return merge_heads(attention(q.float(), k.float(), v.float()).to(v.dtype))
-        if self.coarse and not torch.is_grad_enabled():
+        if self.coarse:
             return merge_heads(coarse_attention(q, k, v))
         return merge_heads(attention(q, k, v))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from pixsigma.models.products import Linear
+from pixsigma.models.products import Linear, strip
 from pixsigma.shapes import Timesteps
 
 
@@ -50,7 +50,7 @@ class Mlp(nn.Module):
         """(…, num_in) to (…, num_out)."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return self.fc2(self.hidden(x))
-        num_rows = STRIP_BYTES // (self.fc1.out_features * x.element_size())
+        num_rows = strip(STRIP_BYTES // (self.fc1.out_features * x.element_size()))
         strips = [self.fc2(self.hidden(rows)) for rows in x.flatten(0, -2).split(num_rows)]
         return torch.cat(strips).unflatten(0, x.shape[:-1])
 

@@ -63,8 +63,17 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, post: Post = "
 
 def rounded(rows: int) -> int:
     """The next of few numbers: eight to an octave, from 2048 on the multiples of 128."""
-    step = min(128, 1 << max(0, rows.bit_length() - 4))
-    return -(-rows // step) * step
+    return -(-rows // _between(rows)) * _between(rows)
+
+
+def strip(most: int) -> int:
+    """The most rows up to `most` (at least one) that are not rounded up."""
+    return max(1, most // _between(most) * _between(most))
+
+
+def _between(rows: int) -> int:
+    """How far the numbers that are left lie from each other there."""
+    return min(128, 1 << max(0, rows.bit_length() - 4))
 
 
 def narrow_linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from pixsigma.errors import InputError
 from pixsigma.models.embeddings import STRIP_BYTES, Mlp
-from pixsigma.models.products import Post, has_bfloat16, onednn_linear
+from pixsigma.models.products import Post, has_bfloat16, onednn_linear, strip
 
 gelu_ = torch.ops.aten.gelu_
 
@@ -243,11 +243,13 @@ class QuantizedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) to (B, N, out); the rows of a strip share a scale."""
         hidden: Any = self.fc1
-        num_rows = STRIP_BYTES // (hidden.out_features * 4)
+        num_rows = strip(STRIP_BYTES // (hidden.out_features * 4))
+        # what both layers would round anyway, they hand on as it is
+        both = all(getattr(layer, "in_bfloat16", False) for layer in (self.fc1, self.fc2))
+        between = torch.bfloat16 if both else x.dtype
         strips = [rows for picture in x.flatten(0, -3) for rows in picture.split(num_rows)]
-        return torch.cat([self.fc2(self.fc1(rows, "gelu")) for rows in strips]).view(
-            *x.shape[:-1], -1
-        )
+        y = torch.cat([self.fc2(self.fc1(rows.to(between), "gelu")) for rows in strips])
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def with_int8(model: nn.Module, layers: Collection[str], fine: Collection[str] = ()) -> None:
