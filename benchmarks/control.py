@@ -3,7 +3,9 @@
     python benchmarks/control.py --data DATA --control NET --out scores [--size 128]
 
 DATA is what `recipes/mini/data.py` makes; NET a ControlNet for edges. Outlines are those of pairs
-of thing and style that training never saw (`held_out.jsonl`). Each is drawn under its thing's name
+of thing and style that training never saw: as they lie in DATA (`--pictures held_out.jsonl`), or
+mirrored, turned, smaller and elsewhere (`held_out_moved.jsonl`, of `recipes/mini/outlines.py`),
+which a prompt cannot tell. Each is drawn under its thing's name
 and the same seeds without the ControlNet and with it. Agreement is the F1 of edge pixels: precision
 is the share of the drawing's edges (Canny, as the hint's) within one pixel of an edge of the hint,
 recall the share of the hint's edges within one pixel of one of the drawing's. "Another's" is the
@@ -76,7 +78,7 @@ def drawings(
 
 def measured(flags: Namespace) -> tuple[dict[str, list[float]], list[list[Image.Image]]]:
     """Agreements by kind, and columns of hint, without, with."""
-    lines = (flags.data / "held_out.jsonl").read_text("utf-8").splitlines()
+    lines = (flags.data / flags.pictures).read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines][: flags.num]
     pipe = PixArtSigmaPipeline.from_pretrained(flags.model)
     side = flags.size, flags.size
@@ -146,6 +148,7 @@ def main() -> None:
     found = parser(__doc__ or "")
     found.add_argument("--data", type=Path, required=True, help="folder of recipes/mini/data.py")
     found.add_argument("--control", type=Path, required=True, help="a ControlNet for edges")
+    found.add_argument("--pictures", default="held_out_moved.jsonl", help="a list in DATA")
     found.add_argument("--model", default="mini")
     found.add_argument("--size", type=int, default=128)
     found.add_argument("--num", type=int, default=30, help="outlines")
