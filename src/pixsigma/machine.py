@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pixsigma.errors import InputError
+from pixsigma.models.products import Linear
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", start=1)}
@@ -80,8 +81,9 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Multiplications and additions a second, at the widths of the XL transformer."""
     rows, inner, outer = (1024, 1152, 4608) if device.type == "cpu" else (8192, 1152, 4608)
     x = torch.randn(rows, inner, device=device, dtype=dtype)
-    weight = torch.randn(outer, inner, device=device, dtype=dtype)
-    return 2.0 * rows * inner * outer / _quickest(lambda: x @ weight.T, device)
+    layer = Linear(inner, outer, device=device, dtype=dtype)  # by the library that networks take
+    with torch.no_grad():
+        return 2.0 * rows * inner * outer / _quickest(lambda: layer(x), device)
 
 
 def attention_rate(device: torch.device, dtype: torch.dtype) -> float:
