@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from pixsigma.models.products import narrow_linear
 from pixsigma.models.quantized import saturates
 
-BLOCK_ROWS = 512
+BLOCK_ROWS = 256
 """Of a matrix as computed with, at a time: what the cache of a processor holds."""
 
 FEW_ROWS = 48
