@@ -139,6 +139,8 @@ class LossSection(Section):
     """Hang et al. 2023; none is the published loss."""
     timesteps: Literal["uniform", "stratified", "logit-normal"] = "uniform"
     """Logit-normal (Esser et al. 2024) sees the middle of the schedule more often."""
+    timestep_shift: float = Field(default=1.0, gt=0)
+    """Above 1 noisier times come more often, half of them from s / (1 + s) on (Esser et al.)."""
     noise_offset: float = Field(default=0.0, ge=0)
     """Deviation of noise that is shared by all pixels of a channel (Guttenberg 2023)."""
     outside_mask: float | None = Field(default=None, ge=0, le=1)

@@ -10,16 +10,20 @@ from pixsigma.interfaces import Denoiser
 from pixsigma.training.sections import LossSection
 
 
-def draw_timesteps(num: int, schedule: NoiseSchedule, how: str, rng: torch.Generator) -> Tensor:
+def draw_timesteps(
+    num: int, schedule: NoiseSchedule, how: str, rng: torch.Generator, shift: float = 1.0
+) -> Tensor:
     """(num,) int64: independent and uniform, or one in each of `num` equal parts (stratified).
 
-    "logit-normal" is the sigmoid of a normal number (Esser et al. 2024, m = 0, s = 1).
+    "logit-normal" is the sigmoid of a normal number (Esser et al. 2024, m = 0, s = 1). A share u of
+    the schedule becomes s u / (1 + (s - 1) u) with a shift of s (eq. 23 there).
     """
     u = torch.rand(num, generator=rng)
     if how == "stratified":
         u = (torch.arange(num) + u) / num
     if how == "logit-normal":
         u = torch.randn(num, generator=rng).sigmoid()
+    u = shift * u / (1 + (shift - 1) * u)
     # float32 rounding may give exactly 1
     last = schedule.config.num_train_timesteps - 1
     return (u * (last + 1)).long().clamp(max=last)
@@ -45,7 +49,8 @@ def loss_of_batch(
     Random numbers are drawn on the CPU, so that a run is the same on every device.
     """
     x0 = batch.latents
-    t = draw_timesteps(len(x0), schedule, section.timesteps, rng).to(x0.device)
+    drawn = draw_timesteps(len(x0), schedule, section.timesteps, rng, section.timestep_shift)
+    t = drawn.to(x0.device)
     eps = draw_noise(x0.shape, section.noise_offset, rng).to(x0.device)
     return loss_at(
         denoiser,
