@@ -57,7 +57,7 @@ def sharded(folder: Path) -> Path:
 def test_streamed_answers_are_those_of_the_whole(
     tmp_path: Path, stored: torch.dtype, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "AHEAD", 3)
+    monkeypatch.setattr(streaming, "MOST_AHEAD", 3)
     folder = saved(tmp_path, stored)
     folder = sharded(folder) if split else folder
     whole = read_text_encoder(folder, dtype=torch.float32)
@@ -107,7 +107,13 @@ def test_forgotten_pages_come_back_as_they_were(tmp_path: Path) -> None:
         assert torch.equal(view, whole[key])
 
 
-def test_the_reader_stays_few_tensors_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_ahead_has_room() -> None:
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 10240  # of T5-XXL
+    assert [streaming.num_ahead(layer * size / 7) for size in (1, 2, 4)] == [7, 7, 3]
+    assert streaming.num_ahead(10**10) == 1
+
+
+def test_the_reader_stays_few_tensors_ahead() -> None:
     class Fake:
         def __init__(self) -> None:
             self.held = 0
@@ -123,14 +129,13 @@ def test_the_reader_stays_few_tensors_ahead(monkeypatch: pytest.MonkeyPatch) -> 
         def forget(self, key: str) -> None:
             self.held -= 1
 
-    monkeypatch.setattr(streaming, "AHEAD", 2)
     fake: Any = Fake()
-    with Reader(fake, [str(i) for i in range(20)]) as reader:
+    with Reader(fake, [str(i) for i in range(20)], ahead=2) as reader:
         for _ in range(20):
             reader.wait()
             reader.done()
     assert fake.most <= 2
-    with Reader(fake, [str(i) for i in range(20)]) as reader:
+    with Reader(fake, [str(i) for i in range(20)], ahead=2) as reader:
         reader.wait()  # left early, as by an error: the thread ends all the same
     assert not [t for t in threading.enumerate() if t.name == "pixsigma-reader"]
 

@@ -18,7 +18,7 @@ from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.rehearsal import Cost, rehearse
 from pixsigma.weights.facts import Facts
-from pixsigma.weights.streaming import AHEAD
+from pixsigma.weights.streaming import in_order, num_ahead
 
 Mode: TypeAlias = Literal["resident", "model", "sequential"]
 
@@ -200,9 +200,9 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
         return _part(
             "text encoder", "in its file", wish, machine, stored, cost.beside(block), stored
         )  # fmt: skip
-    layer = stored / (config.num_layers + 1)
-    # the matrices ahead are those of a layer; one more is at work
-    cost = cost.beside(layer * (AHEAD + 2) / AHEAD + block)
+    # one more than are ahead is at work
+    matrix = stored / len(in_order(config))
+    cost = cost.beside(matrix * (num_ahead(matrix) + 2) + block)
     reading = stored * (2 if wish.guided else 1)
     return _part("text encoder", "streamed", wish, machine, 0, cost, reading)
 
