@@ -63,7 +63,8 @@ def test_pictures_show_what_their_plan_says(layouts: ModuleType) -> None:
             assert RELATIONS[shown](first, second), plan
         for caption in layouts.captions(plan, "flat", ground, shown, rng):
             assert all(part.colour in caption for part in plan.parts)
-            assert ground in caption or "background" not in caption
+            assert "flat" in caption, "3D is what is meant without a word"
+            assert ground in caption or ground == "white"
 
 
 def test_words_are_as_english_has_them(layouts: ModuleType) -> None:

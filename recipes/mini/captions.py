@@ -1,6 +1,12 @@
-"""Captions that say exactly what a picture shows, short and long, in varied words."""
+"""Captions that say exactly what a picture shows, short and long, in varied words.
+
+What a caption leaves out means one thing: a style that is not named is 3D, a ground that is not
+named is white, and of two things the first stands left. Where it may mean several, a short training
+learns their mean, and draws that.
+"""
 
 import random
+import re
 
 from sources import Thing, with_article
 
@@ -21,23 +27,35 @@ FEELINGS = {"happy": ("a happy face", "a smiling face"), "sad": ("a sad face",)}
 
 
 def caption_plain(thing: Thing, style: str, background: str, rng: random.Random) -> list[str]:
-    """Six captions of one thing on a plain background; white is named in half of the pictures."""
+    """Four to seven captions of one thing on a plain ground; white is named in half of them."""
     named = background != "white" or rng.random() < 0.5
     where = f" on {with_article(background)} background" if named else ""
-    return [
+    captions = [
         thing.phrase,
         f"{thing.bare}, {rng.choice(STYLE_NOUNS[style])}",
         f"{thing.phrase}{where}",
+        f"{thing.phrase}{where}, {rng.choice(STYLE_NOUNS[style])}",
         _in_style(thing.bare, style, rng) + where,
         _sentence(thing.phrase + where, style, rng),
         _sentence(f"{_subject(thing, rng)}{where}".rstrip(","), style, rng),
+    ]
+    return clear(captions, style, background)
+
+
+def clear(captions: list[str], style: str, ground: str) -> list[str]:
+    """Those that tell style and ground, or leave out what is meant without a word."""
+    return [
+        text
+        for text in captions
+        if (style == "3D" or re.search(r"\bflat\b", text))
+        and (ground == "white" or f" {ground} background" in text)
     ]
 
 
 def caption_composed(
     thing: Thing, style: str, *, small: bool, face: str, where: str, rng: random.Random
 ) -> list[str]:
-    """Five captions of a thing that may be small, may wear a face and stands `where`."""
+    """Two to five captions of a thing that may be small, may wear a face and stands `where`."""
     subject = thing.phrase
     if small:
         article = "the small" if thing.phrase.startswith("the ") else "a small"
@@ -45,13 +63,14 @@ def caption_composed(
     wears = f" with {rng.choice(FEELINGS[face])}" if face else ""
     feels = f" with {FEELINGS[face][0]}" if face else ""
     short = f"{subject}{feels} {where}".strip()
-    return [
+    captions = [
         short,
         f"{subject}{wears} {where}".strip(),
         _capital(f"{short}."),
         f"{short}, {rng.choice(STYLE_NOUNS[style])}",
         _sentence(f"{subject}{wears} {where}".strip(), style, rng),
     ]
+    return clear(captions, style, "white")  # where it stands, all of them say
 
 
 def _subject(thing: Thing, rng: random.Random) -> str:

@@ -18,7 +18,7 @@ from layouts import COLOURED, SOLIDS, THINGS, Part, art_of, compose, questions, 
 from layouts import COLOURS as NAMED_COLOURS
 from layouts import captions as layout_captions
 from PIL import Image, ImageOps
-from questions import synonyms_asked, things_asked
+from questions import synonyms, synonyms_asked, things_asked
 from scenes import (
     COLOURS,
     PLACES,
@@ -290,7 +290,8 @@ def main() -> None:
     parser.add_argument("--questions-only", action="store_true", help="write eval/ alone")
     args = parser.parse_args()
     fetch(args.out / "packages")
-    things = read_things(args.out / "packages", LISTING)
+    asked = [word for words, _ in synonyms(SYNONYMS) for word in (words, f"{words}s")]
+    things = read_things(args.out / "packages", LISTING, unsaid=asked)
     art = read_art(args.out / "packages", things)
     if not args.questions_only:
         written, held_out = write_training(args.out, things, art, args.seed)

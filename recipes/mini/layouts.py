@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from captions import PICTURE_NOUNS, STYLE_ADJECTIVES, STYLE_NOUNS
+from captions import PICTURE_NOUNS, STYLE_ADJECTIVES, STYLE_NOUNS, clear
 from PIL import Image
 from recolour import NEAR, WIDE, recoloured
 from scenes import COLOURS as GROUNDS
@@ -334,7 +334,7 @@ def _boxes(
         return _several(drawn, rng), None
     if asked.relation == "on top of":
         return _stacked(drawn, rng), asked.relation
-    relation = asked.relation or rng.choice(("left of", "right of", "left of", "above"))
+    relation = asked.relation or "left of"  # as the order of the words has it
     return _beside(asked.parts, drawn, relation, rng), relation
 
 
@@ -434,18 +434,20 @@ def _apart(boxes: list[Box]) -> bool:
 def captions(
     asked: Plan, style: str, ground: str, shown: str | None, rng: random.Random
 ) -> list[str]:
-    """Five captions, short and long, that all are true of the picture."""
+    """Two to six captions, short and long, that leave nothing open."""
     named = ground != "white" or rng.random() < 0.5
     where = f" on {with_article(ground)} background" if named else ""
     what = _said(asked, rng)
     picture = f"{rng.choice(STYLE_ADJECTIVES[style])} {rng.choice(PICTURE_NOUNS)}"
-    return [
+    found = [
         asked.prompt() if not any(p.size for p in asked.parts) else what,
         f"{what}{where}",
+        f"{what}{where}, {rng.choice(STYLE_NOUNS[style])}",
         f"{_said(asked, rng)}, {rng.choice(STYLE_NOUNS[style])}",
         f"A {picture} of {_said(asked, rng)}{where}.",
         f"A {picture}{where}. {_told(asked, shown, rng)}",
     ]
+    return clear(found, style, ground)
 
 
 def _said(asked: Plan, rng: random.Random) -> str:
@@ -456,8 +458,6 @@ def _said(asked: Plan, rng: random.Random) -> str:
             a, b = SIDES[relation]
             return f"{first} {a} and {second} {b}"
         return f"{first} {rng.choice(PHRASES[relation])} {second}"
-    if len(phrases) == 2 and rng.random() < 0.3:
-        phrases.reverse()
     return " and ".join(phrases)
 
 

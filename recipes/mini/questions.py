@@ -26,18 +26,22 @@ def _row(measure: str, prompt: str, thing: str) -> Row:
     return {"measure": measure, "prompt": prompt, "thing": thing}
 
 
+def synonyms(listing: Path) -> list[tuple[str, str]]:
+    """Words and the thing that they mean, of each line `words | thing`."""
+    lines = [line for line in listing.read_text("utf-8").splitlines() if line]
+    pairs = [line.split("|") for line in lines if not line.startswith("#")]
+    return [(words.strip(), thing.strip()) for words, thing in pairs]
+
+
 def synonyms_asked(listing: Path, things: Sequence[Thing], captions: Sequence[str]) -> list[Row]:
-    """Each line `words | thing` of the listing on white.
+    """Each synonym of the listing on white.
 
     Raises SystemExit for words of which all occur in captions, and for an unknown thing.
     """
     names = {thing.name for thing in things}
     known = set(re.findall(r"[a-z']+", " ".join(captions).lower()))
     rows = []
-    for line in listing.read_text("utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        words, thing = (part.strip() for part in line.split("|"))
+    for words, thing in synonyms(listing):
         if thing not in names:
             raise SystemExit(f"{listing.name}: {thing!r} is not in things.txt")
         if words in known or (words + "s") in known:

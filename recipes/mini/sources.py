@@ -7,8 +7,8 @@ import re
 import subprocess
 import tarfile
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-def read_things(folder: Path, listing: Path) -> list[Thing]:
-    """The things of `listing`, in its order, with emojilib's keywords."""
+def read_things(folder: Path, listing: Path, unsaid: Collection[str] = ()) -> list[Thing]:
+    """The things of `listing`, in its order, with emojilib's keywords that have no `unsaid` word."""
     names = json.loads(_member(folder, "names", "data-by-emoji.json"))
     emoji_of = {entry["name"]: emoji for emoji, entry in names.items()}
     keywords = json.loads(_member(folder, "keywords", "dist/emoji-en-US.json"))
@@ -113,7 +113,9 @@ def read_things(folder: Path, listing: Path) -> list[Thing]:
         if line.startswith("["):
             kind = line.strip("[]")
         elif line and not line.startswith("#"):
-            things.append(_thing(line, kind, emoji_of, keywords))
+            thing = _thing(line, kind, emoji_of, keywords)
+            said = tuple(w for w in thing.keywords if not set(w.split()).intersection(unsaid))
+            things.append(replace(thing, keywords=said))
     return things
 
 
