@@ -104,7 +104,7 @@ def slug(name: str) -> str:
 
 
 def read_things(folder: Path, listing: Path, unsaid: Collection[str] = ()) -> list[Thing]:
-    """The things of `listing`, in its order, with emojilib's keywords that have no `unsaid` word."""
+    """The things of `listing`, in its order; no keyword of theirs has an `unsaid` word."""
     names = json.loads(_member(folder, "names", "data-by-emoji.json"))
     emoji_of = {entry["name"]: emoji for emoji, entry in names.items()}
     keywords = json.loads(_member(folder, "keywords", "dist/emoji-en-US.json"))

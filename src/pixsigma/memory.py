@@ -200,11 +200,12 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
         return _part(
             "text encoder", "in its file", wish, machine, stored, cost.beside(block), stored
         )  # fmt: skip
-    # one more than are ahead is at work
     matrix = stored / len(in_order(config))
-    cost = cost.beside(matrix * (num_ahead(matrix) + 2) + block)
+    # the last one may be dropped a little late
+    pages = matrix * (num_ahead(matrix) + 1)
     reading = stored * (2 if wish.guided else 1)
-    return _part("text encoder", "streamed", wish, machine, 0, cost, reading)
+    cost = cost.beside(block)
+    return _part("text encoder", "streamed", wish, machine, 0, cost, reading, pages)
 
 
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
@@ -239,7 +240,9 @@ def _part(
     weights: float,
     cost: Cost,
     reading: float = 0.0,
+    pages: float = 0.0,
 ) -> PartPlan:
+    """`reading` are bytes that come from a file, `pages` the most of them that lie in memory."""
     seconds = None
     if machine.flops and machine.bandwidth:
         seconds = (cost.flops - cost.attention) / (machine.flops * SHARE[name])
@@ -252,7 +255,7 @@ def _part(
         device=str(machine.device),
         precision=precision,
         weights=int(weights),
-        work=int(cost.num_bytes * SCRATCH),
+        work=int(cost.num_bytes * SCRATCH + pages),
         seconds=seconds,
     )
 
