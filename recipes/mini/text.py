@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ MAX_LENGTH = 120
 HELD_OUT = 1500
 NEIGHBOURS = (-2, -1, 1, 2)
 """The places beside a token, whose words its state must tell."""
+NOISE = 0.6
+"""On a state while it tells them, of its own deviation: what is a trace of a state would be told by
+a line all the same, and no transformer finds it."""
 TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.json",
@@ -170,7 +174,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = T5Encoder(config)
         self.head = nn.Linear(config.d_model, 384)
-        self.beside = nn.Linear(config.d_model, len(NEIGHBOURS) * config.d_model)
+        self.beside = nn.Linear(config.d_model, (len(NEIGHBOURS) + 2) * config.d_model)
         self.register_buffer("words", words, persistent=False)
 
     def initialise(self, embeddings: Tensor) -> None:
@@ -194,17 +198,35 @@ class Student(nn.Module):
         return features, mean, self.head(mean)
 
     def neighbour_error(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Squared error of the words beside each token, told by its state alone; scalar."""
-        told = self.beside(features).unflatten(-1, (len(NEIGHBOURS), -1))
+        """Squared error of what stands around a token, told by its state in noise; scalar.
+
+        That is the words beside it, and the means of all before it and of all behind it, without
+        which a phrase and the one with its things exchanged are nearly the same states.
+        """
+        noise = NOISE * features[mask].std().detach() * torch.randn_like(features)
+        told = self.beside(features + noise).unflatten(-1, (len(NEIGHBOURS) + 2, -1))
+        words = self.words[ids]
         errors = []
         for place, offset in enumerate(NEIGHBOURS):
             index = torch.arange(ids.shape[1]) + offset
             inside = (index >= 0) & (index < ids.shape[1])
             index = index.clamp(0, ids.shape[1] - 1)
             there = mask & mask[:, index] & inside
-            wanted = self.words[ids[:, index][there]]
-            errors.append((told[:, :, place][there] - wanted).square().mean())
+            errors.append((told[:, :, place][there] - words[:, index][there]).square().mean())
+        for place, (mean, there) in enumerate(around(words, mask), start=len(NEIGHBOURS)):
+            errors.append((told[:, :, place][there] - mean[there]).square().mean())
         return torch.stack(errors).mean()
+
+
+def around(words: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Means of the words (B, L, E) before each place and behind it, and where there are any."""
+    real = words * mask[..., None]
+    for turned in (False, True):
+        given, here = (real.flip(1), mask.flip(1)) if turned else (real, mask)
+        number = here.cumsum(1) - here.long()
+        mean = (given.cumsum(1) - given) / number.clamp(min=1)[..., None]
+        there = here & (number > 0)
+        yield (mean.flip(1), there.flip(1)) if turned else (mean, there)
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
