@@ -2,7 +2,7 @@
 
 Needs npm (for the downloads) and resvg-py. OUT receives images/*.png, captions.jsonl,
 held_out.jsonl (pairs of style and thing kept from training) and eval/ (questions and white
-references). `--composed 6000` adds compositions, in images/c*.png, and leaves all others as they
+references). `--composed 9000` adds compositions, in images/c*.png, and leaves all others as they
 are; `--questions-only` writes eval/ alone.
 """
 

@@ -23,13 +23,13 @@ from pixsigma.weights.folder import read_transformer
 
 THINGS = (
     "A small cactus with a happy face in the Sahara desert.",
-    "a red apple on a white background",
-    "a cat on a white background",
-    "a house on a white background",
-    "a car on a light blue background",
-    "a tree on a white background",
-    "the sun on a light blue background",
-    "a fish on a white background",
+    "a red apple",
+    "a lion, flat",
+    "a parrot",
+    "a house, flat",
+    "a car, flat",
+    "a rocket",
+    "a sun with a face",
 )
 SHOWN = ("cat", "lion", "whale", "cactus", "burger", "car", "castle", "guitar")
 STYLES = (
