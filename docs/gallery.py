@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SHOWN, STEPS = 128, 12
 """Side of a picture on the page, and steps of a drawing, where a row says nothing else."""
 
-LOOKED_AT = "42e5fb80d015"
+LOOKED_AT = "6cf29d421709"
 """The mark of the transformer whose pictures the notes speak of."""
 
 APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
@@ -235,8 +235,8 @@ def steering_rows() -> list[Row]:
             "How strongly the text leads, and what tames it: [steering.md](steering.md).",
             'pixsigma generate "a fish" --guidance 9 --guide rescale=0.7',
             [(name, fish | more) for name, more in family.items()],
-            "On plain grounds a strong guidance has little to overdo; rescale and APG show most in "
-            "colours.",
+            "On plain grounds a strong guidance has little to overdo: it roughens outlines and "
+            "scales; none, an interval and CFG++ draw the smoothest fish.",
         ),
         Row(
             "samplers",
@@ -274,8 +274,7 @@ def language_rows(side: int) -> list[Row]:
                 told("a fish AND a banana"),
                 told("an apple AND:-1 red"),
             ],
-            "Things that are drawn at once melt, as `mini` was shown one a picture, and a negative "
-            "weight does little here.",
+            "Things that are drawn at once melt, and a negative weight tears the drawing apart.",
         ),
         Row(
             "regions",
@@ -290,8 +289,7 @@ def language_rows(side: int) -> list[Row]:
                 )
                 for s in (1, 2, 3)
             ],
-            "`mini` was shown one thing a picture, and melts the two; a model that knows several "
-            "would place them.",
+            "Each half gets its colour and about its thing; where they meet, `mini` melts the two.",
         ),
         Row(
             "styles",
@@ -307,8 +305,8 @@ def language_rows(side: int) -> list[Row]:
                 ),
                 ("not: blue", asked("a house", 1, negative_prompt="blue")),
             ],
-            '`mini` knows two styles, "3D" and "flat", and next to nothing of ink or clay: it '
-            "shows what the words do, not the styles.",
+            '`mini` knows two styles, "3D" and "flat", and nothing of ink, clay or pixels: such '
+            "words lead it astray, the last two so far that no house is left.",
         ),
         Row(
             "fast",
