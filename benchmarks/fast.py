@@ -6,8 +6,9 @@
 For each setting: blocks and rows that were computed, as a share of those of 20 exact steps (which
 no busy machine can blur) and seconds; PSNR and cosine of pooled latents to the 50-step drawing from
 the same noise. What fewer exact steps would give at the same time is told beside it, and which
-setting the preset of `--fast` should be: that of the least work which is better than that by half a dB
-and no more than 3 dB worse than 20 exact steps. Settings that the time does not suffice for are named.
+setting the preset of `--fast` should be: that of the least work which is better than that by half
+a dB and no more than 3 dB worse than 20 exact steps. Settings that the time does not suffice for
+are named.
 """
 
 import time

@@ -76,8 +76,10 @@ def theirs():
 
 
 @pytest.mark.parametrize("file", ["spiece.model", "tokenizer.json"])
-def test_equal_on_a_thousand_strings(theirs, file):
-    ours = Tokenizer(FOLDER / file, max_length=10_000)
+def test_equal_on_a_thousand_strings(theirs, file, tmp_path):
+    theirs.save_pretrained(tmp_path)  # transformers 5 writes tokenizer.json alone
+    folder = tmp_path if file == "tokenizer.json" else FOLDER
+    ours = Tokenizer(folder / file, max_length=10_000)
     texts = strings(1000)
     wanted = theirs(texts).input_ids
     assert len(texts) == 1000

@@ -77,7 +77,8 @@ class SelfAttention(nn.Module):
         both = self.coarse and getattr(self.proj, "in_bfloat16", False)
         rounded = both and not self.compressed and perturbation is None
         given = x.to(torch.bfloat16) if rounded else x
-        return self.proj(self.mixed(*self.projected(given), grid, perturbation)).to(x.dtype)
+        y: Tensor = self.proj(self.mixed(*self.projected(given), grid, perturbation))
+        return y.to(x.dtype) if rounded else y
 
     @property
     def coarse(self) -> bool:
