@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import unicodedata
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +113,21 @@ def read_things(folder: Path, listing: Path, unsaid: Collection[str] = ()) -> li
         if line.startswith("["):
             kind = line.strip("[]")
         elif line and not line.startswith("#"):
-            thing = _thing(line, kind, emoji_of, keywords)
-            said = tuple(w for w in thing.keywords if not set(w.split()).intersection(unsaid))
-            things.append(replace(thing, keywords=said))
+            things.append(_thing(line, kind, emoji_of, keywords, unsaid))
     return things
 
 
-def _thing(line: str, kind: str, emoji_of: dict[str, str], keywords: dict[str, list[str]]) -> Thing:
+def _thing(
+    line: str,
+    kind: str,
+    emoji_of: dict[str, str],
+    keywords: dict[str, list[str]],
+    unsaid: Collection[str],
+) -> Thing:
     name, phrase, extras = (part.strip() for part in line.lstrip("!").split("|"))
     emoji = emoji_of[name]
     words = [word.replace("_", " ") for word in keywords.get(emoji, [])]
+    words = [word for word in words if not set(word.split()).intersection(unsaid)]
     return Thing(
         name=name,
         emoji=emoji,

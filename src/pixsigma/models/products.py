@@ -102,6 +102,11 @@ def has_onednn_linear() -> bool:
     return bool(found.eq(3).all())
 
 
+def multiplies_in_bfloat16(layer: nn.Module) -> bool:
+    """Whether a layer's product is in bf16 whatever it is given, as some quantised ones are."""
+    return bool(getattr(layer, "in_bfloat16", False))
+
+
 @cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this is a CPU with instructions for bf16 products, which are very slow without."""

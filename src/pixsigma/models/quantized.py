@@ -18,7 +18,13 @@ from torch.nn.functional import linear
 
 from pixsigma.errors import InputError
 from pixsigma.models.embeddings import STRIP_BYTES, Mlp
-from pixsigma.models.products import Post, has_bfloat16, onednn_linear, strip
+from pixsigma.models.products import (
+    Post,
+    has_bfloat16,
+    multiplies_in_bfloat16,
+    onednn_linear,
+    strip,
+)
 
 gelu_ = torch.ops.aten.gelu_
 
@@ -245,7 +251,7 @@ class QuantizedMlp(nn.Module):
         hidden: Any = self.fc1
         num_rows = strip(STRIP_BYTES // (hidden.out_features * 4))
         # what both layers would round anyway, they hand on as it is
-        both = all(getattr(layer, "in_bfloat16", False) for layer in (self.fc1, self.fc2))
+        both = multiplies_in_bfloat16(self.fc1) and multiplies_in_bfloat16(self.fc2)
         between = torch.bfloat16 if both else x.dtype
         strips = [rows for picture in x.flatten(0, -3) for rows in picture.split(num_rows)]
         y = torch.cat([self.fc2(self.fc1(rows.to(between), "gelu")) for rows in strips])

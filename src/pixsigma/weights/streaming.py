@@ -198,7 +198,8 @@ class Reader:
             self._room.acquire()
             if self._stopped:
                 return
-            for later in self._order[i + self._num_ahead :][:1]:
+            last = i + self._num_ahead
+            for later in self._order[last : last + 1]:
                 self._ahead(later)
             if key not in self._stay:
                 self._mapped.touch(key)
