@@ -8,7 +8,8 @@ from tests.small import SIGMA, small_transformer
 from torch import Tensor
 
 from pixsigma import InputError
-from pixsigma.models.controlnet import Control, Controlled, ControlNet
+from pixsigma.models.controlled import Control, Controlled
+from pixsigma.models.controlnet import ControlNet
 from pixsigma.models.transformer import PixArtTransformer
 
 LAYERS = replace(SIGMA, num_layers=4)

@@ -30,7 +30,7 @@ from pixsigma.models.t5 import T5Encoder
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.rehearsal import rehearse
 from pixsigma.requests import GenerationRequest
-from pixsigma.weights.controls import save_control
+from pixsigma.weights.controls import Outline, save_control
 from pixsigma.weights.facts import Facts, facts_of
 from pixsigma.weights.prompt_cache import CachedT5
 from pixsigma.weights.streaming import StreamedT5
@@ -135,7 +135,10 @@ def test_a_graphics_card_gets_parts_as_it_has_room() -> None:
 
 
 def test_controlnets_are_counted_where_the_transformer_works() -> None:
-    plain, one, two = (plan(40 * GB, facts=replace(XL, copied=c)) for c in ((), (13,), (13, 13)))
+    published = Outline(num_copied=13)
+    plain, one, two = (
+        plan(40 * GB, facts=replace(XL, controls=(published,) * num)) for num in (0, 1, 2)
+    )
     network, followed = plain.parts[1], one.parts[1]
     # 13 of 28 blocks and their links, in the published design 46 % more of everything
     assert 1.4 < followed.weights / network.weights < 1.55
@@ -145,7 +148,7 @@ def test_controlnets_are_counted_where_the_transformer_works() -> None:
     more = two.parts[1].weights - followed.weights
     assert more == followed.weights - network.weights
     assert one.peak - plain.peak >= more
-    assert followed.way == "resident, with 1 ControlNet" and two.parts[1].way.endswith("s")
+    assert followed.way == "resident, with 1 control" and two.parts[1].way.endswith("s")
     # a hint is encoded, for half of what the picture's decoding takes
     assert plain.parts[2].seconds and one.parts[2].seconds
     assert 1.3 < one.parts[2].seconds / plain.parts[2].seconds < 1.8
@@ -214,14 +217,14 @@ def test_the_commands_count_controlnets(tmp_path: Path, monkeypatch: pytest.Monk
     save_control(state, base, tmp_path, kind="edges", variant="sigma")
     run = ["plan", "--size", "64x64", "--json", "--controlnet", f"edges={tmp_path}"]
     made = json.loads(CliRunner().invoke(app, run).stdout)
-    assert made["parts"][1]["way"] == "resident, with 1 ControlNet"
+    assert made["parts"][1]["way"] == "resident, with 1 control"
     told = facts_of("mini", controlnets=[tmp_path, tmp_path / "controlnet.safetensors"])
-    assert told.copied == (1,)
+    assert told.controls == (Outline(num_copied=1),)
     monkeypatch.setattr(fitting, "load", lambda *a: a[3])
     hint = {"kind": "edges", "hint": "x.png", "network": str(tmp_path)}
     request = GenerationRequest.model_validate({"prompt": "x", "control": [hint]})
     drawn = fitted(tmp_path, memory="40GB", requests=[request])
-    assert drawn.parts[1].way == "resident, with 1 ControlNet"  # type: ignore[attr-defined]
+    assert drawn.parts[1].way == "resident, with 1 control"  # type: ignore[attr-defined]
 
 
 def fitted(tmp_path: Path, **changes: Any) -> PixArtSigmaPipeline:

@@ -7,10 +7,10 @@ folder tells their words, so that whoever asks for another is told.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from lines import read_lines
 
 from pixsigma.config import ScheduleConfig
 from pixsigma.diffusion.samplers import get_sampler
@@ -30,7 +30,7 @@ LARGEST = 48 * 2**20
 
 def words_of(captions: Path) -> frozenset[str]:
     """All words of all captions."""
-    rows = (json.loads(line) for line in captions.read_text("utf-8").splitlines())
+    rows = read_lines(captions)
     return frozenset(word for row in rows for text in row["captions"] for word in words_in(text))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lines import read_lines
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,8 +75,8 @@ def pictures(paths: list[Path], size: int) -> Tensor:
 
 def read_paths(data: Path, seed: int) -> tuple[list[Path], list[Path]]:
     """Pictures for training, and pictures held out: the held-out things first, then others."""
-    train = [data / json.loads(line)["path"] for line in (data / "captions.jsonl").open()]
-    held = [data / json.loads(line)["path"] for line in (data / "held_out.jsonl").open()]
+    train = [data / row["path"] for row in read_lines(data / "captions.jsonl")]
+    held = [data / row["path"] for row in read_lines(data / "held_out.jsonl")]
     order = np.random.default_rng(seed).permutation(len(train))
     more = NUM_HELD_OUT - len(held)
     return [train[i] for i in sorted(order[more:])], held + [train[i] for i in order[:more]]

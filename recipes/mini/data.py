@@ -7,16 +7,15 @@ are; `--questions-only` writes eval/ alone.
 """
 
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from captions import caption_composed, caption_plain
 from layouts import COLOURED, SOLIDS, THINGS, Part, art_of, compose, questions, training_plans
 from layouts import COLOURS as NAMED_COLOURS
 from layouts import captions as layout_captions
+from lines import Row, read_lines, write_lines
 from PIL import Image, ImageOps
 from questions import synonyms, synonyms_asked, things_asked
 from scenes import (
@@ -73,7 +72,6 @@ IN_SCENE = {
     "sea": "fish|tropical fish|octopus|whale|shark|dolphin|jellyfish|turtle|crab|spiral shell",
     "snow": "penguin|polar bear|snowman|evergreen tree|house|deer|rabbit|cat|cactus",
 }
-Row = dict[str, Any]
 Art = dict[tuple[str, str], Image.Image]
 
 
@@ -185,7 +183,7 @@ def write_references(out: Path, things: list[Thing], art: Art) -> None:
             path = folder / f"{slug(thing.name)}.png"
             place_plain(art[style, thing.name], (255, 255, 255), scale=1.0, shift=(0, 0)).save(path)
             rows.append({"path": str(path.relative_to(out)), "thing": thing.name, "style": style})
-    _write_lines(out / "eval" / "index.jsonl", rows)
+    write_lines(out / "eval" / "index.jsonl", rows)
 
 
 def write_training(out: Path, things: list[Thing], art: Art, seed: int) -> tuple[int, int]:
@@ -212,8 +210,8 @@ def write_training(out: Path, things: list[Thing], art: Art, seed: int) -> tuple
                 keep(picture, row)
     for picture, row in composed_rows({t.name: t for t in things}, art, held_out, rng):
         keep(picture, row)
-    _write_lines(out / "captions.jsonl", rows)
-    _write_lines(out / "held_out.jsonl", kept_away)
+    write_lines(out / "captions.jsonl", rows)
+    write_lines(out / "held_out.jsonl", kept_away)
     return len(rows), len(kept_away)
 
 
@@ -224,7 +222,7 @@ def write_compositions(out: Path, art: Art, number: int, seed: int) -> int:
     """
     rng = random.Random(f"compositions {seed}")
     kept_away = {plan.key for plan in questions() if plan.task != "single"}
-    held_out = {(row["style"], row["thing"]) for row in _read_lines(out / "held_out.jsonl")}
+    held_out = {(row["style"], row["thing"]) for row in read_lines(out / "held_out.jsonl")}
     rows = []
     for i, plan in enumerate(training_plans(number, rng, kept_away)):
         names = [THINGS.get(part.name, part.name) for part in plan.parts]
@@ -239,7 +237,7 @@ def write_compositions(out: Path, art: Art, number: int, seed: int) -> int:
         row: Row = {"path": path, "thing": names[0], "kind": "composition", "style": style}
         row |= {"background": ground, "captions": texts, "composed": True, "task": plan.task}
         rows.append(row)
-    _write_lines(out / "captions.jsonl", [*_read_lines(out / "captions.jsonl"), *rows])
+    write_lines(out / "captions.jsonl", [*read_lines(out / "captions.jsonl"), *rows])
     return len(rows)
 
 
@@ -248,11 +246,11 @@ def write_questions(out: Path, things: list[Thing], art: Art) -> None:
 
     Raises SystemExit for a synonym that a caption has.
     """
-    captions = [text for row in _read_lines(out / "captions.jsonl") for text in row["captions"]]
-    held_out = _read_lines(out / "held_out.jsonl")
+    captions = [text for row in read_lines(out / "captions.jsonl") for text in row["captions"]]
+    held_out = read_lines(out / "held_out.jsonl")
     asked = things_asked(things, held_out) + synonyms_asked(SYNONYMS, things, captions)
-    _write_lines(out / "eval" / "prompts.jsonl", [*asked, *(q.question() for q in questions())])
-    _write_lines(out / "eval" / "vocabulary.jsonl", list(_vocabulary(out, art)))
+    write_lines(out / "eval" / "prompts.jsonl", [*asked, *(q.question() for q in questions())])
+    write_lines(out / "eval" / "vocabulary.jsonl", list(_vocabulary(out, art)))
 
 
 def _vocabulary(out: Path, art: Art) -> Iterator[Row]:
@@ -271,14 +269,6 @@ def _vocabulary(out: Path, art: Art) -> Iterator[Row]:
                 path = f"eval/vocabulary/{slug(noun)}-{colour}-{style.lower()}.png"
                 place_standing(drawn, white, height=0.9, foot=(0.5, 0.95)).save(out / path)
                 yield {"path": path, "thing": noun, "style": style}
-
-
-def _read_lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _write_lines(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def main() -> None:

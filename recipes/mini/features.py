@@ -7,12 +7,11 @@ DATA holds `images/` and `captions.jsonl`; VAE is a diffusers autoencoder folder
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from lines import Row, read_lines
 from PIL import Image
 from torch import Tensor
 
@@ -79,7 +78,7 @@ def pad_length(x: Tensor, length: int) -> Tensor:
     return out
 
 
-def caption_table(rows: list[dict[str, Any]]) -> tuple[list[str], Tensor]:
+def caption_table(rows: list[Row]) -> tuple[list[str], Tensor]:
     """All different captions, and for each picture the rows of its own, -1 behind them."""
     unique = sorted({c for row in rows for c in row["captions"]})
     place = {c: i for i, c in enumerate(unique)}
@@ -89,7 +88,7 @@ def caption_table(rows: list[dict[str, Any]]) -> tuple[list[str], Tensor]:
     return unique, table
 
 
-def epoch(rows: list[dict[str, Any]], white: int, single: int) -> list[int]:
+def epoch(rows: list[Row], white: int, single: int) -> list[int]:
     """Rows of one epoch: one thing on white `white` times, compositions once, others `single`."""
     seen = []
     for i, row in enumerate(rows):
@@ -115,7 +114,7 @@ def main() -> None:
         "--bf16", action="store_true", help="encode pictures in bf16: quick on CPUs that have it"
     )
     args = parser.parse_args()
-    rows = [json.loads(line) for line in (args.data / "captions.jsonl").read_text().splitlines()]
+    rows = read_lines(args.data / "captions.jsonl")
     captions, table = caption_table(rows)
     tensors = encode_text(captions, args.text)
     tensors |= encode_images([args.data / r["path"] for r in rows], args.size, args.vae, args.bf16)

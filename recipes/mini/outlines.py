@@ -11,17 +11,15 @@ on with the first file that is not there.
 """
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from lines import Row, read_lines, write_lines
 from PIL import Image, ImageOps
 
 from pixsigma.datatools.prepare import Settings, Work, prepare
-from pixsigma.weights.files import atomic_write
 
 
 def moved(picture: Image.Image, rng: random.Random) -> Image.Image:
@@ -36,7 +34,7 @@ def moved(picture: Image.Image, rng: random.Random) -> Image.Image:
     return canvas
 
 
-def write_moved(data: Path, row: dict[str, Any], name: str, rng: random.Random) -> dict[str, Any]:
+def write_moved(data: Path, row: Row, name: str, rng: random.Random) -> Row:
     """Move a row's picture; returns the row of what was written."""
     path = f"moved/{name}-{Path(row['path']).name}"
     with Image.open(data / row["path"]) as picture:
@@ -44,35 +42,24 @@ def write_moved(data: Path, row: dict[str, Any], name: str, rng: random.Random) 
     return row | {"path": path}
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """One line a row."""
-    with atomic_write(path) as temp:
-        temp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def choose(data: Path, num: int | None, times: int) -> Path:
     """Write the rows of single things into a file of their own; `num` of them, spread over all.
 
     Those on a plain ground are moved `times` as well, and held-out pictures once.
     """
-    rows = [row for row in read_rows(data / "captions.jsonl") if row["kind"] != "composition"]
+    rows = [row for row in read_lines(data / "captions.jsonl") if row["kind"] != "composition"]
     kept = rows if num is None else rows[:: max(1, len(rows) // num)][:num]
     (data / "moved").mkdir(exist_ok=True)
     rng = random.Random(0)
     plain = [row for row in kept if not row.get("composed")]
     kept += [write_moved(data, row, str(k), rng) for k in range(times) for row in plain]
-    held_out = read_rows(data / "held_out.jsonl")
-    write_rows(
-        [write_moved(data, row, f"held-out-{row['style'].lower()}", rng) for row in held_out],
+    held_out = read_lines(data / "held_out.jsonl")
+    write_lines(
         data / "held_out_moved.jsonl",
+        [write_moved(data, row, f"held-out-{row['style'].lower()}", rng) for row in held_out],
     )
     told = [{"path": row["path"], "captions": row["captions"][:2]} for row in kept]
-    write_rows(told, data / "outlines.jsonl")
+    write_lines(data / "outlines.jsonl", told)
     print(f"{len(told)} pictures of single things in {data / 'outlines.jsonl'}")
     return data / "outlines.jsonl"
 

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from lines import Row
 from sources import Thing, with_article
 
 WHERE = "on a white background"
-Row = dict[str, Any]
 
 
 def things_asked(things: Iterable[Thing], held_out: Iterable[Row]) -> list[Row]:

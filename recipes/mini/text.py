@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from lines import read_lines
 from phrases import drawn_things, emoji_words, phrases, whole_words
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -39,11 +39,13 @@ from pixsigma.weights.folder import read_text_encoder
 CONFIG = T5Config(vocab_size=32128, d_model=192, d_kv=48, num_heads=4, d_ff=512, num_layers=4)
 MAX_LENGTH = 120
 HELD_OUT = 1500
-NEIGHBOURS = (-2, -1, 1, 2)
-"""The places beside a token, whose words its state must tell."""
+NEIGHBOURS = (-2, -1, 0, 1, 2)
+"""The places about a token, and its own, whose pieces its state must tell."""
 NOISE = 0.6
 """On a state while it tells them, of its own deviation: what is a trace of a state would be told by
 a line all the same, and no transformer finds it."""
+PIECES, CODE = 1500, 64
+"""How many pieces are told apart, the most frequent; and the width of what is told of one."""
 TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.json",
@@ -59,7 +61,7 @@ def main() -> None:
     tokenizer = Tokenizer(args.tokenizer / "spiece.model", max_length=MAX_LENGTH)
     data = cached(args.out / "phrases.pt", lambda: gather(args, tokenizer))
     start = cached(args.out / "embeddings.pt", lambda: piece_embeddings(args, tokenizer))
-    student = Student(CONFIG, start)
+    student = Student(CONFIG, frequent(data))
     student.initialise(start)
     if args.init is not None:
         before = read_text_encoder(args.init, dtype=torch.float32, max_tokens=MAX_LENGTH)
@@ -116,8 +118,8 @@ def read_captions(path: Path | None) -> list[str]:
     """The captions of every picture in the file that `data.py` writes."""
     if path is None:
         return []
-    rows = map(json.loads, path.read_text("utf-8").splitlines())
-    return list(dict.fromkeys(caption for row in rows for caption in row["captions"]))
+    captions = (caption for row in read_lines(path) for caption in row["captions"])
+    return list(dict.fromkeys(captions))
 
 
 @torch.inference_mode()
@@ -146,6 +148,13 @@ def teach(texts: list[str], folder: Path, batch: int = 256) -> Tensor:
     return out
 
 
+def frequent(data: dict[str, Any]) -> Tensor:
+    """(P,): ids of the most frequent pieces of all phrases."""
+    ids = data["ids"].long()
+    real = torch.arange(ids.shape[1]) < data["lengths"][:, None]
+    return torch.bincount(ids[real]).topk(PIECES).indices
+
+
 def piece_embeddings(args: argparse.Namespace, tokenizer: Tokenizer) -> Tensor:
     """(vocab_size, d_model): the teacher's vector of every piece's letters, reduced by PCA."""
     import sentencepiece
@@ -170,12 +179,16 @@ def piece_embeddings(args: argparse.Namespace, tokenizer: Tokenizer) -> Tensor:
 class Student(nn.Module):
     """The encoder and the heads that are thrown away after distilling."""
 
-    def __init__(self, config: T5Config, words: Tensor) -> None:
+    def __init__(self, config: T5Config, pieces: Tensor) -> None:
+        """`pieces` (P,) are ids of the vocabulary."""
         super().__init__()
         self.encoder = T5Encoder(config)
         self.head = nn.Linear(config.d_model, 384)
-        self.beside = nn.Linear(config.d_model, (len(NEIGHBOURS) + 2) * config.d_model)
-        self.register_buffer("words", words, persistent=False)
+        self.around = nn.Linear(config.d_model, (len(NEIGHBOURS) + 2) * CODE)
+        self.codes = nn.Linear(CODE, len(pieces))
+        place = torch.full((config.vocab_size,), -1)
+        place[pieces] = torch.arange(len(pieces))
+        self.register_buffer("place", place, persistent=False)
 
     def initialise(self, embeddings: Tensor) -> None:
         """Fan-in normal weights (scores are not scaled, so q also takes 1 / sqrt(d_kv))."""
@@ -197,36 +210,37 @@ class Student(nn.Module):
         mean = pooled(features, mask)
         return features, mean, self.head(mean)
 
-    def neighbour_error(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Squared error of what stands around a token, told by its state in noise; scalar.
+    def told_error(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the pieces about a token cost, told by its state in noise (nats); scalar.
 
-        That is the words beside it, and the means of all before it and of all behind it, without
-        which a phrase and the one with its things exchanged are nearly the same states.
+        That is its own and those beside it, one by one, and which there are before it and which
+        behind it, without which a phrase and the one with its things exchanged are nearly the same
+        states. Pieces are told apart, not their meanings: "above" means nearly what "below" does.
         """
         noise = NOISE * features[mask].std().detach() * torch.randn_like(features)
-        told = self.beside(features + noise).unflatten(-1, (len(NEIGHBOURS) + 2, -1))
-        words = self.words[ids]
+        told = self.around(features + noise).unflatten(-1, (-1, CODE)).unbind(2)
+        rows = torch.where(mask, self.place[ids], -1)
         errors = []
-        for place, offset in enumerate(NEIGHBOURS):
-            index = torch.arange(ids.shape[1]) + offset
-            inside = (index >= 0) & (index < ids.shape[1])
-            index = index.clamp(0, ids.shape[1] - 1)
-            there = mask & mask[:, index] & inside
-            errors.append((told[:, :, place][there] - words[:, index][there]).square().mean())
-        for place, (mean, there) in enumerate(around(words, mask), start=len(NEIGHBOURS)):
-            errors.append((told[:, :, place][there] - mean[there]).square().mean())
+        for each, offset in zip(told, NEIGHBOURS, strict=False):
+            wanted = shifted(rows, offset)
+            if (wanted >= 0).any():  # phrases of one piece have none beside it
+                logits = self.codes(each).flatten(0, 1)
+                errors.append(functional.cross_entropy(logits, wanted.flatten(), ignore_index=-1))
+        there = functional.one_hot(rows + 1, self.codes.out_features + 1)[..., 1:].float()
+        sides = there.cumsum(1) - there, there.flip(1).cumsum(1).flip(1) - there
+        for each, side in zip(told[-2:], sides, strict=True):
+            some = (side > 0).float()[mask]
+            logits = self.codes(each[mask])
+            error = functional.binary_cross_entropy_with_logits(logits, some, reduction="sum")
+            errors.append(error / some.sum().clamp(min=1))
         return torch.stack(errors).mean()
 
 
-def around(words: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Means of the words (B, L, E) before each place and behind it, and where there are any."""
-    real = words * mask[..., None]
-    for turned in (False, True):
-        given, here = (real.flip(1), mask.flip(1)) if turned else (real, mask)
-        number = here.cumsum(1) - here.long()
-        mean = (given.cumsum(1) - given) / number.clamp(min=1)[..., None]
-        there = here & (number > 0)
-        yield (mean.flip(1), there.flip(1)) if turned else (mean, there)
+def shifted(rows: Tensor, offset: int) -> Tensor:
+    """(B, L): what stands `offset` places on, -1 where that is outside."""
+    index = torch.arange(rows.shape[1]) + offset
+    inside = (index >= 0) & (index < rows.shape[1])
+    return torch.where(inside, rows[:, index.clamp(0, rows.shape[1] - 1)], -1)
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
@@ -244,8 +258,8 @@ def loss_of(student: Student, ids: Tensor, mask: Tensor, target: Tensor) -> Tens
     raw = (similarities(mean - mean.mean(0)) - similarities(target - target.mean(0))).square()
     tokens = features[mask]
     spread = tokens.mean(0).square().mean() + (tokens.std(0) - 1).square().mean()
-    beside = student.neighbour_error(features, ids, mask)
-    return distance + 5 * relation + 2 * raw.mean() + 0.1 * spread + beside
+    told = student.told_error(features, ids, mask)
+    return distance + 5 * relation + 2 * raw.mean() + 0.1 * spread + 0.1 * told
 
 
 def similarities(vectors: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""ControlNets of a pipeline: loaded by kind or named by a request, and their hints as latents."""
+"""ControlNets and image prompts of a pipeline: loaded by kind or named by a request, and their
+pictures as latents.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,13 +13,16 @@ import torch
 from PIL import Image, ImageOps
 
 from pixsigma.adapters import network_of
+from pixsigma.buckets import size_for_aspect
 from pixsigma.diffusion.schedule import Level
 from pixsigma.editing.canvas import Canvas
 from pixsigma.editing.opening import open_picture, shown
 from pixsigma.errors import InputError, SizeError, UnknownNameError
 from pixsigma.hints import MADE
 from pixsigma.images import signed
-from pixsigma.models.controlnet import Control, ControlNet
+from pixsigma.models.controlled import Control
+from pixsigma.models.controlnet import ControlNet
+from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
 from pixsigma.shapes import Images
@@ -27,26 +32,28 @@ if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
     from pixsigma.requests import ControlChoice
 
-Chosen: TypeAlias = "tuple[tuple[ControlChoice, ControlNet], ...]"
+Network: TypeAlias = ControlNet | ImagePrompt
+
+Chosen: TypeAlias = "tuple[tuple[ControlChoice, Network], ...]"
 """What a request asks for, with the networks that do it."""
 
 
 @dataclass
 class Shelf:
-    """The ControlNets of a pipeline."""
+    """The ControlNets and image prompts of a pipeline."""
 
-    loaded: dict[str, ControlNet] = field(default_factory=dict)
+    loaded: dict[str, Network] = field(default_factory=dict)
     """By the kind of their hints."""
-    named: dict[Any, ControlNet] = field(default_factory=dict)
+    named: dict[Any, Network] = field(default_factory=dict)
     """By file, those that the last request named."""
-    at_work: Counter[ControlNet] = field(default_factory=Counter)
+    at_work: Counter[Network] = field(default_factory=Counter)
     """How many drawings under way each takes part in."""
 
 
 def load_control(
     self: "PixArtSigmaPipeline", path: str | Path, kind: str | None = None
 ) -> ControlReport:
-    """Load a ControlNet for hints of its kind, beside those that are there.
+    """Load a ControlNet, or an image prompt (kind `picture`), beside those that are there.
 
     `kind` is for files that do not tell, such as the authors'. Raises WeightsError or InputError;
     then the pipeline is as before.
@@ -68,7 +75,7 @@ def unload_controls(self: "PixArtSigmaPipeline") -> None:
 
 def opened(
     pipe: "PixArtSigmaPipeline", path: str | Path, kind: str | None
-) -> tuple[ControlNet, ControlReport]:
+) -> tuple[Network, ControlReport]:
     """Read a file for this pipeline; raises WeightsError."""
     base = cast(PixArtTransformer, network_of(pipe))
     streamed = pipe.placement.mode == "sequential"
@@ -87,8 +94,8 @@ def read_choices(pipe: "PixArtSigmaPipeline", choices: "Iterable[ControlChoice]"
     Files stay read until a request names others. Raises UnknownNameError for a kind that has none.
     """
     shelf, before = pipe.controls, pipe.controls.named
-    found: list[tuple[ControlChoice, ControlNet]] = []
-    named: dict[Any, ControlNet] = {}
+    found: list[tuple[ControlChoice, Network]] = []
+    named: dict[Any, Network] = {}
     for choice in choices:
         if not choice.weight:
             continue
@@ -160,12 +167,27 @@ def follower(
     def controls_of(levels: Sequence[Level], size: tuple[int, int]) -> tuple[Control, ...]:
         found = []
         for choice, network in chosen:
-            latents = pipe.encode_pictures(hint_of(choice, size, whole, canvas))
+            if isinstance(network, ImagePrompt):
+                seen = prompt_of(choice, max(pipe.default_size), pipe.multiple)
+            else:
+                seen = hint_of(choice, size, whole, canvas)
+            latents = pipe.encode_pictures(seen)
             begins, ends = when(levels, choice.start, choice.end)
             found.append(Control(network, latents, choice.weight, begins, ends))
         return tuple(found)
 
     return controls_of
+
+
+def prompt_of(choice: "ControlChoice", side: int, multiple: int) -> Images:
+    """(1, 3, height, width): the picture of an image prompt, scaled and cut to the size nearest to
+    its shape among those of a model's native `side` in pixels.
+
+    Raises InputError, and SizeError beyond 1:4 and 4:1.
+    """
+    picture = open_picture(choice.hint)
+    height, width = size_for_aspect(side, *picture.size, multiple)
+    return signed(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
 def hint_of(

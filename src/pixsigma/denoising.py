@@ -15,7 +15,7 @@ from pixsigma.errors import NotFiniteError
 from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
-from pixsigma.models.controlnet import Control, Controlled
+from pixsigma.models.controlled import Control, Controlled
 from pixsigma.models.windows import Windowed
 from pixsigma.shapes import Latents
 
@@ -119,7 +119,8 @@ def predictions(
         network = CachingTransformer(network, drawing.fast, *ends)
     denoiser = with_conditions(network, drawing.conditions)
     if hasattr(network, "read"):
-        denoiser = Reading(network, drawing.conditions, getattr(sampler, "reads_variance", True))
+        variance = getattr(sampler, "reads_variance", True)
+        denoiser = Reading(network, drawing.conditions, variance, bool(drawing.controls))
     if drawing.steering is not None:
         return steered(denoiser, drawing.steering, kind)
     text, negative, scale = drawing.text, drawing.negative, drawing.guidance_scale
@@ -134,10 +135,18 @@ class Reading:
     variance fraction is left out where the sampler does not look at it.
     """
 
-    def __init__(self, network: Any, conditions: Conditions | None, variance: bool) -> None:
+    def __init__(
+        self,
+        network: Any,
+        conditions: Conditions | None,
+        variance: bool,
+        controlled: bool = False,
+    ) -> None:
         self.network = network
         self.conditions = conditions
         self.variance = variance
+        self.controlled = controlled
+        """Whether it asks which texts lead."""
         self._texts: dict[int, tuple[TextFeatures, Any]] = {}
         self._times: dict[tuple[float, int], Any] = {}
 
@@ -162,7 +171,8 @@ class Reading:
             short = text.trimmed()
             mask = None if short.mask.all() else short.mask
             # the features stay beside it, so that nothing else gets their id
-            self._texts[id(text)] = text, self.network.read(short.embeddings, mask)
+            extra = {"leading": text.leading} if self.controlled else {}
+            self._texts[id(text)] = text, self.network.read(short.embeddings, mask, **extra)
         return self._texts[id(text)][1]
 
     def at(self, timestep: float, num_texts: int, device: torch.device) -> Any:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 KIND = r"^[a-z][a-z0-9_-]{0,39}$"
 """A kind of hint is a word such as edges or depth."""
 
+PICTURE = "picture"
+"""The kind of an image prompt: any picture, told to the model as a text is."""
+
 LOW, HIGH = 100, 200
 """Thresholds of Canny's filter: an edge begins above the second and goes on above the first."""
 

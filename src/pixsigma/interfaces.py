@@ -1,7 +1,7 @@
 """What the parts promise one another; each part can be swapped for anything that keeps its word."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -18,21 +18,25 @@ class TextFeatures:
     """(B, L, E)"""
     mask: Tensor
     """(B, L), bool: true where there is a token, false where there is padding."""
+    leading: bool = False
+    """Whether it is what a drawing leads to, so that pictures may stand beside it."""
 
     def trimmed(self) -> "TextFeatures":
         """Without the columns that are padding in every row; attention masks them anyway."""
         used = int(self.mask.any(dim=0).nonzero().max()) + 1 if self.mask.any() else 1
-        return TextFeatures(self.embeddings[:, :used], self.mask[:, :used])
+        return replace(self, embeddings=self.embeddings[:, :used], mask=self.mask[:, :used])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextFeatures":
         """Move both tensors, cast the embeddings."""
-        return TextFeatures(self.embeddings.to(device, dtype), self.mask.to(device))
+        embeddings = self.embeddings.to(device, dtype)
+        return replace(self, embeddings=embeddings, mask=self.mask.to(device))
 
     def repeat_interleave(self, repeats: int) -> "TextFeatures":
         """Each row `repeats` times in a row: several pictures of one prompt."""
-        return TextFeatures(
-            self.embeddings.repeat_interleave(repeats, dim=0),
-            self.mask.repeat_interleave(repeats, dim=0),
+        return replace(
+            self,
+            embeddings=self.embeddings.repeat_interleave(repeats, dim=0),
+            mask=self.mask.repeat_interleave(repeats, dim=0),
         )
 
 

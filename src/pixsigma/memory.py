@@ -11,12 +11,13 @@ from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.controlnet import Control, Controlled, ControlNet
+from pixsigma.models.controlled import Control, Controlled
 from pixsigma.models.narrow import BLOCK_ROWS
 from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.rehearsal import Cost, rehearse
+from pixsigma.weights.controls import Outline
 from pixsigma.weights.facts import Facts
 from pixsigma.weights.streaming import in_order, num_ahead
 
@@ -210,13 +211,14 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
 
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
     """All steps, with the ControlNets, which work where it does."""
-    config, copied = facts.transformer, facts.copied
+    config, controls = facts.transformer, facts.controls
     rows = 2 if wish.guided else 1
-    cost = step_cost(config, wish.height // 8, wish.width // 8, rows, wish.tokens, copied)
+    cost = step_cost(config, wish.height // 8, wish.width // 8, rows, wish.tokens, controls)
     weights = parameters(PixArtTransformer, config)
-    weights += sum(parameters(ControlNet, config, num) for num in copied)
+    weights += sum(parameters(outline.network, config) for outline in controls)
     cost = cost.times(wish.steps).in_precision(wish.dtype)
-    with_them = f", with {len(copied)} ControlNet{'s' * (len(copied) > 1)}" if copied else ""
+    num = len(controls)
+    with_them = f", with {num} control{'s' * (num > 1)}" if controls else ""
     way = f"resident{with_them}"
     return _part("transformer", way, wish, machine, weights * wish.dtype.itemsize, cost)
 
@@ -225,7 +227,7 @@ def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPl
     """One picture, and a hint for each ControlNet: encoding one takes less memory than decoding."""
     config = facts.autoencoder
     cost = decode_cost(config, way, wish.height, wish.width)
-    hints = len(facts.copied) * encode_flops(config) * wish.height * wish.width
+    hints = len(facts.controls) * encode_flops(config) * wish.height * wish.width
     cost = replace(cost, flops=cost.flops + hints)
     weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
     cost = cost.in_precision(wish.dtype)
@@ -285,17 +287,17 @@ def step_cost(
     width: int,
     rows: int,
     tokens: int,
-    copied: tuple[int, ...] = (),
+    controls: tuple[Outline, ...] = (),
 ) -> Cost:
-    """One step of latents of this size, with ControlNets that copy so many blocks each."""
+    """One step of latents of this size, with what stands beside the transformer."""
     with torch.device("meta"):
         base = PixArtTransformer(config)
         hint = torch.empty(1, config.in_channels, height, width)
-        controls = [Control(ControlNet(config, num), hint) for num in copied]
-        net: Any = Controlled(base, controls) if controls else base
+        beside = [Control(outline.network(config), hint) for outline in controls]
+        net: Any = Controlled(base, beside) if beside else base
         x, t = torch.empty(rows, config.in_channels, height, width), torch.empty(1)
         text = torch.empty(1, tokens, config.caption_channels)
-        captions = [net.read(text)] * rows
+        captions = [net.read(text, leading=True) if beside else net.read(text)] * rows
     return rehearse(lambda: net(x, net.embed(t), captions, variance=False))
 
 

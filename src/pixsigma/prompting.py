@@ -58,6 +58,10 @@ def steering_of(
     def settled(features: TextFeatures) -> TextFeatures:
         return features.trimmed().to(pipe.device, pipe.dtype)
 
+    @cache
+    def leading(features: TextFeatures) -> TextFeatures:
+        return replace(settled(features), leading=True)
+
     options = request.guidance
     if request.shortcuts is not None and options.cfgpp is None:
         stop = min(options.stop, max(request.shortcuts.guided, options.start))
@@ -67,7 +71,7 @@ def steering_of(
     return Steering(
         options=options,
         scale=request.guidance_scale,
-        texts=tuple(tuple(replace(c, features=settled(c.features)) for c in row) for row in texts),
+        texts=tuple(tuple(replace(c, features=leading(c.features)) for c in row) for row in texts),
         nulls=tuple(null and settled(null) for null in nulls),
         layers=layers,
     )

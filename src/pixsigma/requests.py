@@ -11,7 +11,7 @@ from pixsigma.buckets import check_size
 from pixsigma.errors import InputError, PixsigmaError, PromptFileError
 from pixsigma.fast_options import FAST, FastOptions
 from pixsigma.guidance_options import GuidanceOptions
-from pixsigma.hints import KIND
+from pixsigma.hints import KIND, PICTURE
 from pixsigma.prompts.parse import parse
 from pixsigma.prompts.tree import Clause, unparse, written
 from pixsigma.styles import Style, style_from, style_named
@@ -42,14 +42,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ControlChoice(BaseModel):
-    """A hint that the picture follows, by a ControlNet."""
+    """A hint that the picture follows, by a ControlNet, or a picture as a prompt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     kind: str = Field(pattern=KIND)
-    """What the ControlNet follows: edges, depth, pose, or any word that names a loaded one."""
+    """What the ControlNet follows: edges, depth, pose, or any word that names a loaded one;
+    `picture` for an image prompt."""
     hint: str = Field(min_length=1, repr=False)
-    """A picture in the shape of the drawing: a path, or `data:image/png;base64,…`."""
+    """A picture in the shape of the drawing, of any shape for an image prompt: a path, or
+    `data:image/png;base64,…`."""
     ready: bool = False
     """Whether it is a map of edges already, for the kind `edges`, which else makes one of it. Hints
     of other kinds are always ready."""
@@ -199,7 +201,7 @@ class GenerationRequest(BaseModel):
                 "tiled refines what is there: give image or two_pass; from noise alone every tile "
                 "would draw the whole prompt"
             )
-        if self.tiled and self.control:
+        if self.tiled and any(control.kind != PICTURE for control in self.control):
             raise InputError("a hint is for the whole picture: leave out control, or tiled")
         if self.tiled and self.fast:
             raise InputError("fast compares a tile with the one before: leave out fast, or tiled")

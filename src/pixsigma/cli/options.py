@@ -74,7 +74,7 @@ Control = Annotated[
     typer.Option(
         metavar="KIND:HINT[:WEIGHT]",
         help="A hint to follow, such as edges:photo.png:0.8, also with ,ready ,start=0.1 ,end=0.6 "
-        "behind it; repeatable.",
+        "behind it; picture:photo.png is an image prompt; repeatable.",
     ),
 ]
 ControlNet = Annotated[

@@ -21,7 +21,7 @@ Hints = Annotated[
     typer.Option(
         metavar="KIND",
         help="For a ControlNet: edges, made of the pictures, or what lies beside them as "
-        "NAME.KIND.png.",
+        "NAME.KIND.png; for an image prompt: picture.",
     ),
 ]
 NumWorkers = Annotated[int | None, typer.Option(help="Processes that decode; default: one a core.")]

@@ -25,7 +25,7 @@ from pixsigma.data.transforms import (
 )
 from pixsigma.datatools.workers import Workers
 from pixsigma.errors import InputError, MismatchError, NotFiniteError
-from pixsigma.hints import MADE
+from pixsigma.hints import MADE, PICTURE
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.text import T5TextEncoder
 from pixsigma.weights.files import save_tensors
@@ -172,14 +172,16 @@ def masks_of(shard: Shard, factor: int) -> Tensor:
 
 def hint_of(shard: Shard, row: Row, pixels: Any) -> NDArray[np.uint8]:
     """The hint of a picture, cut as the picture is: made of its pixels (height, width, 3), or from
-    the file beside it.
+    the file beside it; an image prompt is the picture itself where there is none.
 
     Raises InputError where there is none.
     """
     kind = shard.hints or ""
+    path = Path(row.path).with_suffix(f".{kind}.png")
     if kind in MADE:
         return np.asarray(MADE[kind](Image.fromarray(pixels)))
-    path = Path(row.path).with_suffix(f".{kind}.png")
+    if kind == PICTURE and (row.member or not path.exists()):
+        return np.asarray(pixels)
     try:
         if row.member:
             raise FileNotFoundError("pictures in tar files have no files beside them")

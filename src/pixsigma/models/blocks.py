@@ -120,6 +120,18 @@ class Memo:
     keep: bool = False
 
 
+class Beside(NamedTuple):
+    """A picture's tokens as the cross-attention of one layer reads them beside a text."""
+
+    keys: Tensor
+    """(1 or B, A, K, D / A)"""
+    values: Tensor
+    weight: float
+    """What its answer is multiplied by."""
+    source: object
+    """Whose tokens they are."""
+
+
 class Words(NamedTuple):
     """Texts as the cross-attention of one layer reads them."""
 
@@ -130,11 +142,13 @@ class Words(NamedTuple):
     mask: Tensor | None = None
     """(B, 1, 1, L) bool; None: every token counts."""
     memo: Memo | None = None
+    pictures: tuple[Beside, ...] = ()
+    """Of image prompts; not for what is gathered from several drawings."""
 
     @property
     def single(self) -> bool:
         """Whether there is one token, so that nothing has to be weighed."""
-        return self.keys.shape[2] == 1 and self.mask is None
+        return self.keys.shape[2] == 1 and self.mask is None and not self.pictures
 
 
 def shares(num_rows: int, texts: Sequence[Words]) -> list[int]:
@@ -189,9 +203,18 @@ class CrossAttention(nn.Module):
         return self.proj(self.mixed(self.q_linear(x), words))
 
     def mixed(self, q: Tensor, words: Words) -> Tensor:
-        """Queries (B, N, D) to what they get of the text (B, N, D)."""
-        heads = split_heads(q.reshape(len(words.keys), -1, q.shape[2]), self.num_heads)
-        return merge_heads(attention(heads, words.keys, words.values, words.mask)).view_as(q)
+        """Queries (B, N, D) to what they get of the text, and of pictures beside it (B, N, D)."""
+        found = self.answered(q, words.keys, words.values, words.mask)
+        for keys, values, weight, _ in words.pictures:
+            found = found + weight * self.answered(q, keys, values)
+        return found
+
+    def answered(
+        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Queries (B, N, D) of any multiple of the rows of keys and values, to (B, N, D)."""
+        heads = split_heads(q.reshape(len(keys), -1, q.shape[2]), self.num_heads)
+        return merge_heads(attention(heads, keys, values, mask)).view_as(q)
 
 
 class Block(nn.Module):

@@ -59,9 +59,9 @@ class CachingTransformer:
         self._seen: tuple[Any, ...] = ()
         self._memos: list[Memo] = []
 
-    def read(self, text: Tensor, mask: Tensor | None = None) -> Caption:
+    def read(self, text: Tensor, mask: Tensor | None = None, **extra: Any) -> Caption:
         """The text as all layers read it, each with room for its answer."""
-        caption = self.network.read(text, mask)
+        caption = self.network.read(text, mask, **extra)
         if self.options.gate == 1:
             return caption
         words = tuple(each._replace(memo=Memo()) for each in caption)

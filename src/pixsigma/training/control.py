@@ -1,4 +1,4 @@
-"""A ControlNet in training: the frozen model with a copy of its first blocks that learns."""
+"""A ControlNet or an image prompt in training: beside the frozen model the one part that learns."""
 
 from pathlib import Path
 
@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from pixsigma.data.features import Batch, Features
 from pixsigma.errors import MismatchError
+from pixsigma.hints import PICTURE
 from pixsigma.interfaces import Denoiser
 from pixsigma.models.blocks import Block
-from pixsigma.models.controlnet import Control, Controlled, ControlNet
+from pixsigma.models.controlled import Control, Controlled
+from pixsigma.models.controlnet import ControlNet
+from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.shapes import Latents, Timesteps
 from pixsigma.training.sections import ControlSection
@@ -18,14 +21,21 @@ from pixsigma.weights.controls import save_control
 from pixsigma.weights.folder import open_transformer
 
 
+def beginning(base: PixArtTransformer, section: ControlSection) -> ControlNet | ImagePrompt:
+    """What a run begins with; raises InputError for more copies than blocks."""
+    if section.kind == PICTURE:
+        return ImagePrompt.fresh(base, section.num_tokens)
+    return ControlNet.copy_of(base, section.num_copied)
+
+
 class Following(nn.Module):
-    """A model and its copy as one network; only the copy is trained."""
+    """A model and its copy, or its image prompt, as one network; the model stays as it is."""
 
     def __init__(self, base: PixArtTransformer, section: ControlSection) -> None:
         """Raises InputError for more copies than blocks."""
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.copy = ControlNet.copy_of(base, section.num_copied).requires_grad_(True)
+        self.copy = beginning(base, section).requires_grad_(True)
         self.config = base.config
 
     def forward(
@@ -33,13 +43,12 @@ class Following(nn.Module):
     ) -> Tensor:
         """As the model's, following `hint` (B, C, H, W)."""
         network = Controlled(self.base, [Control(self.copy, hint)])
-        return network(x, network.embed(t), [network.read(text, mask)])
+        return network(x, network.embed(t), [network.read(text, mask, leading=True)])
 
     @property
     def blocks(self) -> list[Block]:
         """Of both."""
-        copies = [each.copied_block for each in self.copy.copies]
-        return [b for b in self.base.blocks if isinstance(b, Block)] + copies
+        return [block for block in self.modules() if isinstance(block, Block)]
 
     @property
     def recompute(self) -> bool:
@@ -88,7 +97,7 @@ def save_copy(
 def averaged(model: Following, weights: dict[str, Tensor]) -> Following:
     """The same with these weights in the copy; the model is shared."""
     with torch.device("meta"):
-        copy = ControlNet(model.config, len(model.copy.copies))
+        copy = model.copy.like()
     own = {key.removeprefix("copy."): value for key, value in weights.items()}
     copy.load_state_dict(own, assign=True)
     found = Following.__new__(Following)

@@ -14,6 +14,9 @@ from pixsigma.errors import InputError, MissingExtraError
 from pixsigma.training.schedule_free import ScheduleFreeAdamW
 from pixsigma.training.sections import OptimizerSection
 
+OF_BLOCKS = re.compile(r"(^|\.)(blocks|controlnet|links)\.")
+"""Names of weights whose matrices Muon moves."""
+
 
 def orthogonalized(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to each of (M, rows, columns), by Newton-Schulz.
@@ -158,7 +161,7 @@ def optimizers(
     matrices = {
         name: p
         for name, p in params.items()
-        if re.search(r"(^|\.)(blocks|controlnet)\.", name) and p.ndim == 2 and "table" not in name
+        if OF_BLOCKS.search(name) and p.ndim == 2 and "table" not in name
     }
     rate_of_matrices = section.matrix_learning_rate
     muon = Muon(matrices.values(), rate_of_matrices, weight_decay=decay, precision=precision)

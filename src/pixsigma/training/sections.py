@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pixsigma.config import KVCompression
-from pixsigma.hints import KIND
+from pixsigma.hints import KIND, PICTURE
 
 ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """Every linear layer of a block, in diffusers' names."""
@@ -84,9 +84,22 @@ class ControlSection(Section):
     """Train a ControlNet beside the model, which stays as it is (PixArt-δ, section 4)."""
 
     kind: str = Field(default="edges", pattern=KIND)
-    """What it is to follow: the hints that the features were prepared with."""
+    """What it is to follow: the hints that the features were prepared with. `picture` is an image
+    prompt, which has keys and values of its own in place of copied blocks (IP-Adapter)."""
     num_copied: int | None = Field(default=None, gt=0)
-    """Blocks that are copied; none is 13, or half of a smaller model."""
+    """Blocks that are copied; none is 13, or half of a smaller model. Not for image prompts."""
+    num_tokens: int | None = Field(default=None, gt=0)
+    """Tokens that an image prompt makes of a picture; none is 16. Only for image prompts."""
+
+    @model_validator(mode="after")
+    def _numbers_are_of_the_kind(self) -> "ControlSection":
+        wrong = "num_copied" if self.kind == PICTURE else "num_tokens"
+        if getattr(self, wrong) is not None:
+            raise ValueError(
+                "num_copied is for ControlNets and num_tokens for image prompts (kind "
+                f"{PICTURE!r}): leave {wrong} out for kind {self.kind!r}"
+            )
+        return self
 
 
 class PriorSection(Section):

@@ -2,7 +2,7 @@
 
 A file has the tensors of the copy, `controlnet.…`. The authors' has the base beside it,
 `base_model.…` (`state_dict` of `ControlPixArtHalf`), ours of the base only what embeds patches, to
-know it again.
+know it again. An image prompt's file has `image_prompt.…` in place of the copy.
 """
 
 import json
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from pixsigma._version import __version__
+from pixsigma.config import TransformerConfig
 from pixsigma.errors import CorruptWeightsError, MismatchError, MissingWeightsError
+from pixsigma.hints import PICTURE
 from pixsigma.models.controlnet import ControlNet
+from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.presets import Variant
 from pixsigma.weights.detect import variant_of
@@ -37,16 +40,21 @@ EMBEDDER = "base_model.x_embedder.proj.weight"
 FAR = 0.5
 """Relative distance between embedders of patches from which they belong to different models."""
 
+PROMPT = "image_prompt."
+"""What the names of an image prompt's tensors begin with, where a ControlNet's have their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ControlReport:
-    """What a ControlNet's file is."""
+    """What the file of a ControlNet or an image prompt is."""
 
     path: str
     kind: str | None
     """What it follows, such as edges; None where the file does not say."""
     num_copied: int
-    """Blocks of the base that it copies."""
+    """Blocks of the base that it copies; 0 for an image prompt."""
+    num_tokens: int
+    """Tokens that an image prompt makes of a picture; 0 for a ControlNet."""
     num_parameters: int
     whose: str
     """pixsigma, or the authors'."""
@@ -75,42 +83,74 @@ def read_control(
     *,
     kind: str | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[ControlNet, ControlReport]:
-    """Read a ControlNet for this transformer, ready for inference; `dtype` None keeps the file's.
+) -> tuple[ControlNet | ImagePrompt, ControlReport]:
+    """Read a ControlNet or an image prompt for this transformer, ready for inference.
 
-    `kind` is what it is to follow. Raises MissingWeightsError, CorruptWeightsError,
-    UnsafeWeightsError, and MismatchError where it is for another model or another kind of hint.
+    `kind` is what it is to follow; `dtype` None keeps the file's. Raises MissingWeightsError,
+    CorruptWeightsError, UnsafeWeightsError, and MismatchError where it is for another model or
+    another kind of hint.
     """
     file = control_file(path)
     tensors = open_tensors(file)
     told = _told(file, tensors.metadata)
     own = _own(file, tensors)
-    _check_kind(file, told.get("kind"), kind)
     specs = {key: tensors.specs[name] for key, name in own.items()}
+    outline = _outline(specs)
+    _check_kind(file, PICTURE if outline.num_tokens else told.get("kind"), kind)
     _check_width(file, specs, base)
     _check_variant(file, tensors, told.get("variant"), base, variant)
-    num = _num_copied(own)
-    if num >= base.config.num_layers:
+    if outline.num_copied >= base.config.num_layers:
         raise MismatchError(
-            f"{file} copies {num} blocks, and a base needs more than that; this model has "
-            f"{base.config.num_layers}"
+            f"{file} copies {outline.num_copied} blocks, and a base needs more than that; this "
+            f"model has {base.config.num_layers}"
         )
     given = Tensors(specs, lambda key: tensors[own[key]])
-    network = load_into(partial(ControlNet, base.config, num), given, dtype=dtype)
+    network = load_into(partial(outline.network, base.config), given, dtype=dtype)
     _check_base(file, tensors, base)
     return network, ControlReport(
         path=str(file),
         kind=told.get("kind"),
-        num_copied=num,
+        num_copied=outline.num_copied,
+        num_tokens=outline.num_tokens,
         num_parameters=sum(spec.num_elements for spec in specs.values()),
         whose="pixsigma" if told else "the authors'",
     )
 
 
-def copied_blocks(path: Path | str) -> int:
-    """How many blocks a ControlNet's file copies, told by its names alone; raises WeightsError."""
+@dataclass(frozen=True)
+class Outline:
+    """What a file's network is, told by its names and shapes alone."""
+
+    num_copied: int = 0
+    """Blocks of a ControlNet; 0 for an image prompt."""
+    num_tokens: int = 0
+    num_blocks: int = 0
+    """Tokens and blocks of an image prompt; 0 for a ControlNet."""
+
+    def network(self, config: TransformerConfig) -> ControlNet | ImagePrompt:
+        """The network without its weights."""
+        if self.num_copied:
+            return ControlNet(config, self.num_copied)
+        return ImagePrompt(config, self.num_tokens, self.num_blocks)
+
+
+def outline_of(path: Path | str) -> Outline:
+    """The outline of a file; raises WeightsError."""
     file = control_file(path)
-    return _num_copied(_own(file, open_tensors(file)))
+    tensors = open_tensors(file)
+    return _outline({key: tensors.specs[name] for key, name in _own(file, tensors).items()})
+
+
+def _outline(specs: Mapping[str, Spec]) -> Outline:
+    if (queries := specs.get("queries")) is not None:
+        return Outline(num_tokens=queries.shape[0], num_blocks=_num_of("blocks", specs))
+    return Outline(num_copied=_num_of("controlnet", specs))
+
+
+def _num_of(parts: str, names: Iterable[str]) -> int:
+    """How many parts of a list there are."""
+    places = [re.match(rf"{parts}\.(\d+)\.", key) for key in names]
+    return 1 + max((int(place[1]) for place in places if place), default=-1)
 
 
 def save_control(
@@ -121,8 +161,10 @@ def save_control(
     kind: str,
     variant: Variant,
 ) -> Path:
-    """Write a ControlNet's `state_dict` into a file, or a folder's file; raises OutputError."""
+    """Write a network's `state_dict` into a file, or a folder's file; raises OutputError."""
     path = Path(path)
+    if "queries" in weights:
+        weights = {PROMPT + key: value for key, value in weights.items()}
     file = path if path.suffix == ".safetensors" else path / FILE
     told = {"kind": kind, "variant": variant, "software": f"pixsigma {__version__}"}
     embedder = {EMBEDDER: base.x_embedder.proj.weight.detach()}
@@ -134,8 +176,9 @@ def save_control(
 def _own(file: Path, tensors: Tensors) -> dict[str, str]:
     """Our names of the copy's tensors to those of the file; what is of the base is left there."""
     plain = {re.sub(r"^module\.", "", key): key for key in tensors.specs}
-    own = {key: name for key, name in plain.items() if key.startswith("controlnet.")}
-    strange = [key for key in plain if key not in own and not key.startswith("base_model.")]
+    pattern = re.compile(rf"controlnet\.|{re.escape(PROMPT)}")
+    own = {key.removeprefix(PROMPT): name for key, name in plain.items() if pattern.match(key)}
+    strange = [key for key in plain if not re.match(rf"{pattern.pattern}|base_model\.", key)]
     if not own or strange:
         what = f"{len(strange)} others such as {strange[0]}" if strange else "none but the base's"
         raise MismatchError(
@@ -143,11 +186,6 @@ def _own(file: Path, tensors: Tensors) -> dict[str, str]:
             f"has {len(own)} of them and {what}; those for other models do not fit"
         )
     return own
-
-
-def _num_copied(own: Iterable[str]) -> int:
-    places = [re.match(r"controlnet\.(\d+)\.", key) for key in own]
-    return 1 + max(int(place[1]) for place in places if place)
 
 
 def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -161,13 +199,17 @@ def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
 def _check_kind(file: Path, told: str | None, asked: str | None) -> None:
     if told and asked and told != asked:
         raise MismatchError(f"{file} follows {told}, it was asked to follow {asked}")
+    if asked == PICTURE and told is None:
+        raise MismatchError(
+            f"{file} is a ControlNet, and hints of kind {PICTURE} are image prompts"
+        )
 
 
 def _check_width(file: Path, specs: Mapping[str, Spec], base: PixArtTransformer) -> None:
-    link = specs.get("controlnet.0.after_proj.weight")
-    if link is not None and link.shape[0] != base.config.width:
+    wide = specs.get("controlnet.0.after_proj.weight", specs.get("queries"))
+    if wide is not None and wide.shape[1] != base.config.width:
         raise MismatchError(
-            f"{file} is for a model of width {link.shape[0]}, this one has {base.config.width}"
+            f"{file} is for a model of width {wide.shape[1]}, this one has {base.config.width}"
         )
 
 

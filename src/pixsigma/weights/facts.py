@@ -9,7 +9,7 @@ from pixsigma.errors import MissingWeightsError
 from pixsigma.presets import PRESETS
 from pixsigma.weights import folder as folders
 from pixsigma.weights.build import ALL_PARTS, locate
-from pixsigma.weights.controls import control_file, copied_blocks
+from pixsigma.weights.controls import Outline, control_file, outline_of
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.locate import FileChoice
 
@@ -31,8 +31,8 @@ class Facts:
     """Whether the text encoder is in safetensors, which can be read layer by layer."""
     here: bool = True
     """Whether the files are on this machine; else these are the published sizes."""
-    copied: tuple[int, ...] = ()
-    """Blocks of the transformer that each ControlNet copies."""
+    controls: tuple[Outline, ...] = ()
+    """ControlNets and image prompts beside the transformer."""
 
 
 def facts_of(
@@ -45,7 +45,7 @@ def facts_of(
     A preset that is not on this machine has the published configs. Raises WeightsError.
     """
     files = dict.fromkeys(control_file(path) for path in controlnets)
-    copied = tuple(copied_blocks(file) for file in files)
+    controls = tuple(outline_of(file) for file in files)
     known = PRESETS.get(str(name))
     try:
         choice = FileChoice(offline=True)
@@ -62,7 +62,7 @@ def facts_of(
             autoencoder=AutoencoderConfig(),
             stored=dict(PUBLISHED_BYTES),
             here=False,
-            copied=copied,
+            controls=controls,
         )
     parts = {
         "transformer": opened.tensors,
@@ -80,5 +80,5 @@ def facts_of(
         autoencoder=autoencoder,
         stored=sizes,
         streamable=file.suffix in (".safetensors", ".json"),
-        copied=copied,
+        controls=controls,
     )
