@@ -64,8 +64,19 @@ def choose(data: Path, num: int | None, times: int) -> Path:
     return data / "outlines.jsonl"
 
 
+def encode(listed: Path, features: Path, model: str, size: int, hints: str) -> None:
+    """Encode the pictures of a list with their hints, with a line now and then."""
+    settings = Settings(data=str(listed), model=model, resolution=size, square=True, hints=hints)
+    said = time.monotonic()
+    for progress in prepare(settings, features, Work(device=torch.device("cpu"))):
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"{progress.stage} {progress.done}/{progress.total}", flush=True)
+    print(f"encoded in {features}")
+
+
 def main() -> None:
-    """Choose pictures and encode them, with a line now and then."""
+    """Parse, choose, encode."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("features", type=Path)
@@ -74,19 +85,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, help="pictures, to see whether it works")
     parser.add_argument("--moved", type=int, default=3, help="times a picture is moved")
     args = parser.parse_args()
-    settings = Settings(
-        data=str(choose(args.data, args.num, args.moved)),
-        model=args.model,
-        resolution=args.size,
-        square=True,
-        hints="edges",
-    )
-    said = time.monotonic()
-    for progress in prepare(settings, args.features, Work(device=torch.device("cpu"))):
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            print(f"{progress.stage} {progress.done}/{progress.total}", flush=True)
-    print(f"encoded in {args.features}")
+    encode(choose(args.data, args.num, args.moved), args.features, args.model, args.size, "edges")
 
 
 if __name__ == "__main__":
