@@ -1,6 +1,6 @@
 """Draw docs/gallery.md: every feature a row, by `mini`, with fixed seeds, not picked.
 
-    python docs/gallery.py [--out docs] [--only large,styles] [--control NET]
+    python docs/gallery.py [--out docs] [--only large,styles] [--control NET] [--picture NET]
 
 The drawings of a row are one call of `draw_many`; edits begin from drawings of its own. Sizes are
 shares of the side that the model was trained on. What the notes say was seen on the pictures of one
@@ -348,6 +348,30 @@ def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]
     ]
 
 
+def prompt_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]:
+    """With an image prompt for this model, which the package does not have."""
+    if network is None:
+        return []
+    cells: list[Cell] = []
+    for drawn_before in (APPLE, HOUSE):
+        hint = {"kind": "picture", "hint": as_data(made[drawn_before]), "network": network}
+        cells.append((drawn_before, made[drawn_before]))
+        for prompt in ("", "on a yellow background, flat"):
+            shown = asked(prompt, 6) | {"control": [hint]}
+            cells.append((f"beside {prompt!r}" if prompt else "beside no words", shown))
+    return [
+        Row(
+            "image-prompt",
+            "Image prompts",
+            "A picture stands beside the text and tells what there is. "
+            "[control.md](control.md#image-prompts) tells how this one was trained.",
+            'pixsigma generate "on a yellow background" --control picture:apple.png '
+            "--controlnet NET",
+            cells,
+        )
+    ]
+
+
 # Drawing and writing
 
 
@@ -401,6 +425,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the page")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--control", help="a ControlNet for edges: a row more")
+    parser.add_argument("--picture", help="an image prompt: a row more")
     parser.add_argument("--only", default="", help="names of rows, with commas; no page then")
     args = parser.parse_args()
     only = {name for name in args.only.split(",") if name}
@@ -409,7 +434,8 @@ def main() -> None:
     inputs = (APPLE, HOUSE, CAT, BEACH)
     made = dict(zip(inputs, drawn(pipe, [asked(prompt) for prompt in inputs]), strict=True))
     rows = [*text_rows(side), *picture_rows(made, side), *large_rows(side)]
-    rows += [*control_rows(made, args.control), *steering_rows(), *language_rows(side)]
+    rows += [*control_rows(made, args.control), *prompt_rows(made, args.picture)]
+    rows += [*steering_rows(), *language_rows(side)]
     rows = [row for row in rows if not only or row.name in only]
     folder = args.out / "images" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
