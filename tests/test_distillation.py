@@ -91,7 +91,7 @@ def test_a_student_learns_to_jump_to_the_end_of_the_teachers_path() -> None:
     student = Student(schedule)
     task = distillation(num, student, schedule=schedule, loss="l2", guidance=3.0)
     x = torch.randn(64, 1, 4, 4)
-    text = TextFeatures(*(v.expand(64, *v.shape[1:]) for v in vars(TEXT).values()))
+    text = TEXT.repeat_interleave(64 // len(TEXT.mask))
     late = torch.full((64,), 999)
 
     def error() -> float:
