@@ -4,10 +4,12 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from pixsigma.comparing import Task, in_diffusers, step_of_diffusers, step_of_ours
 from pixsigma.config import TransformerConfig
@@ -20,6 +22,7 @@ __all__ = [
     "parser",
     "peak_memory",
     "random_transformer",
+    "sheet",
     "step_of_diffusers",
     "step_of_ours",
     "useful_flops",
@@ -38,6 +41,16 @@ def parser(about: str) -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=5, help="counted rounds")
     found.add_argument("--quick", action="store_true", help="small sizes: whether it works")
     return found
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:
+    """Rows of pictures, each in this size, a little apart."""
+    step = side + 4
+    page = Image.new("RGB", (len(rows[0]) * step - 4, len(rows) * step - 4), "white")
+    for j, row in enumerate(rows):
+        for i, picture in enumerate(row):
+            page.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (i * step, j * step))
+    return page
 
 
 def random_transformer(config: TransformerConfig, seed: int = 0) -> PixArtTransformer:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parser
+from common import parser, sheet
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -112,16 +112,6 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high, "mean": mean, "num": len(values)}
 
 
-def sheet(shown: list[list[Image.Image]], side: int) -> Image.Image:
-    """Rows of hints, pictures without and with."""
-    whole = Image.new("RGB", (len(shown) * (side + 4) - 4, 3 * (side + 4) - 4), "white")
-    for i, column in enumerate(shown):
-        for j, picture in enumerate(column):
-            scaled = picture.resize((side, side), Image.Resampling.LANCZOS)
-            whole.paste(scaled, (i * (side + 4), j * (side + 4)))
-    return whole
-
-
 def plot(told: dict[str, dict[str, float]], path: Path) -> None:
     """Medians with quartiles."""
     import matplotlib
@@ -168,7 +158,7 @@ def main() -> None:
     }
     flags.out.mkdir(parents=True, exist_ok=True)
     with atomic_write(flags.out / "figures.png") as temp:
-        sheet(shown, max(64, min(flags.size, 96))).save(temp, format="PNG")
+        sheet(list(zip(*shown, strict=True)), max(64, min(flags.size, 96))).save(temp, format="PNG")
     plot(told, flags.out / "control.png")
     write_report(flags.out / "control.json", report)
     print(columns([{"agreement": kind, **each} for kind, each in told.items()]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parser
+from common import parser, sheet
 from PIL import Image
 
 from pixsigma.evaluation.features import extract, on_white
@@ -66,16 +66,6 @@ def figures(
         "another's": shares(rank(features, things[1:] + things[:1], references)),
         "real": shares(rank(real[known], [things[k] for k in known], others)),
     }
-
-
-def sheet(rows: list[list[Image.Image]], side: int) -> Image.Image:
-    """Rows of pictures of one size."""
-    page = Image.new("RGB", (len(rows[0]) * (side + 4) - 4, len(rows) * (side + 4) - 4), "white")
-    for j, row in enumerate(rows):
-        for i, picture in enumerate(row):
-            small = picture.resize((side, side), Image.Resampling.LANCZOS)
-            page.paste(small, (i * (side + 4), j * (side + 4)))
-    return page
 
 
 def main() -> None:

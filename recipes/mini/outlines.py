@@ -75,14 +75,20 @@ def encode(listed: Path, features: Path, model: str, size: int, hints: str) -> N
     print(f"encoded in {features}")
 
 
-def main() -> None:
-    """Parse, choose, encode."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """What is asked for wherever pictures are encoded with hints."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("data", type=Path)
     parser.add_argument("features", type=Path)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--model", default="mini", help="whose text encoder and autoencoder")
     parser.add_argument("--num", type=int, help="pictures, to see whether it works")
+    return parser
+
+
+def main() -> None:
+    """Parse, choose, encode."""
+    parser = parser_of(__doc__)
     parser.add_argument("--moved", type=int, default=3, help="times a picture is moved")
     args = parser.parse_args()
     encode(choose(args.data, args.num, args.moved), args.features, args.model, args.size, "edges")

@@ -8,14 +8,13 @@ smaller and elsewhere (`moved`), so that a prompt tells what there is and not wh
 beside their pictures as NAME.picture.png; DATA/views.jsonl lists the pictures.
 """
 
-import argparse
 import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from lines import Row, read_lines, write_lines
-from outlines import encode, moved
+from outlines import encode, moved, parser_of
 from PIL import Image
 
 ALONE = ("single", "colours")
@@ -54,13 +53,7 @@ def choose(data: Path, num: int | None) -> Path:
 
 def main() -> None:
     """Parse, choose, encode."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("features", type=Path)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--model", default="mini", help="whose text encoder and autoencoder")
-    parser.add_argument("--num", type=int, help="pictures, to see whether it works")
-    args = parser.parse_args()
+    args = parser_of(__doc__).parse_args()
     encode(choose(args.data, args.num), args.features, args.model, args.size, "picture")
 
 
