@@ -96,8 +96,8 @@ def main() -> None:
         report[name] = figures(questions, rows, drawn, extract(pictures))
         chosen = spread(list(range(len(rows))), 6)
         some = drawings(pipe, flags, [rows[k] for k in chosen], GROUND)
-        for line, more in zip(shown, (pictures, drawn), strict=False):
-            line += [more[k] for k in chosen]
+        shown[0] += [pictures[k] for k in chosen]
+        shown[1] += [drawn[k] for k in chosen]
         shown[2] += some
     flags.out.mkdir(parents=True, exist_ok=True)
     with atomic_write(flags.out / "prompts.png") as temp:

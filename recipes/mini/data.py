@@ -15,7 +15,7 @@ from captions import caption_composed, caption_plain
 from layouts import COLOURED, SOLIDS, THINGS, Part, art_of, compose, questions, training_plans
 from layouts import COLOURS as NAMED_COLOURS
 from layouts import captions as layout_captions
-from lines import Row, read_lines, write_lines
+from lines import Row, read_lines
 from PIL import Image, ImageOps
 from questions import synonyms, synonyms_asked, things_asked
 from scenes import (
@@ -29,6 +29,8 @@ from scenes import (
     with_face,
 )
 from sources import Thing, fetch, read_art, read_things, slug, with_article
+
+from pixsigma.weights.files import write_lines
 
 LISTING = Path(__file__).with_name("things.txt")
 SYNONYMS = Path(__file__).with_name("synonyms.txt")

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from lines import Row, read_lines, write_lines
+from lines import Row, read_lines
 from PIL import Image, ImageOps
 
 from pixsigma.datatools.prepare import Settings, Work, prepare
+from pixsigma.weights.files import write_lines
 
 
 def moved(picture: Image.Image, rng: random.Random) -> Image.Image:

@@ -13,9 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from lines import Row, read_lines, write_lines
+from lines import Row, read_lines
 from outlines import encode, moved, parser_of
 from PIL import Image
+
+from pixsigma.weights.files import write_lines
 
 ALONE = ("single", "colours")
 """Tasks of compositions that show one thing."""

@@ -20,8 +20,7 @@ from pixsigma.editing.opening import open_picture, shown
 from pixsigma.errors import InputError, SizeError, UnknownNameError
 from pixsigma.hints import MADE
 from pixsigma.images import signed
-from pixsigma.models.controlled import Control
-from pixsigma.models.controlnet import ControlNet
+from pixsigma.models.controlled import Control, Network
 from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
@@ -31,8 +30,6 @@ from pixsigma.weights.controls import ControlReport, control_file, read_control
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
     from pixsigma.requests import ControlChoice
-
-Network: TypeAlias = ControlNet | ImagePrompt
 
 Chosen: TypeAlias = "tuple[tuple[ControlChoice, Network], ...]"
 """What a request asks for, with the networks that do it."""

@@ -177,9 +177,9 @@ def hint_of(shard: Shard, row: Row, pixels: Any) -> NDArray[np.uint8]:
     Raises InputError where there is none.
     """
     kind = shard.hints or ""
-    path = Path(row.path).with_suffix(f".{kind}.png")
     if kind in MADE:
         return np.asarray(MADE[kind](Image.fromarray(pixels)))
+    path = Path(row.path).with_suffix(f".{kind}.png")
     if kind == PICTURE and (row.member or not path.exists()):
         return np.asarray(pixels)
     try:

@@ -1,6 +1,5 @@
 """A whole evaluation: draw what the data asks, score it, lay out sheets, write the figures."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from pixsigma.evaluation.drawing import Settings, draw
 from pixsigma.evaluation.features import Array, extract, read_picture
 from pixsigma.evaluation.questions import RETRIEVED, Question, Questions, spread
 from pixsigma.evaluation.retrieval import rank, shares
-from pixsigma.weights.files import atomic_write, write_json
+from pixsigma.weights.files import write_json, write_lines
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -89,7 +88,7 @@ def evaluate(
         outcomes += [{"measure": measure, **row} for row in rows]
         _write(out, measure, pictures, asked, rows)
         write_json(out / SCORES, scores)
-        _write_lines(out / OUTCOMES, outcomes)
+        write_lines(out / OUTCOMES, outcomes)
 
 
 def _asked(questions: Questions, measure: str, job: Job) -> list[Question]:
@@ -199,8 +198,3 @@ def _write(
         [bool(rows[i]["right"]) for i in chosen],
     )
     sheets.save(page, out / f"{measure}.png")
-
-
-def _write_lines(path: Path, rows: Sequence[Outcome]) -> None:
-    with atomic_write(path) as temp:
-        temp.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,12 +14,15 @@ from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import Caption
 from pixsigma.shapes import Latents, Timesteps
 
+Network: TypeAlias = ControlNet | ImagePrompt
+"""What can stand beside the base."""
+
 
 @dataclass(frozen=True, eq=False)
 class Control:
     """A ControlNet or an image prompt at work in one drawing."""
 
-    network: ControlNet | ImagePrompt
+    network: Network
     hint: Latents
     """(1 or B, C, H, W): scaled latents of the picture, which for a ControlNet is a hint of the
     drawing's size."""
@@ -61,22 +63,17 @@ class Controlled:
         self.controls = tuple(controls)
         self._copies: dict[int, ControlNet] = {}
         self._prompts: dict[int, ImagePrompt] = {}
+        self._layers: dict[int, slice] = {}
+        end = base.config.num_layers
         for k, control in enumerate(self.controls):
             if isinstance(control.network, ControlNet):
                 self._copies[k] = control.network
+                self._layers[k] = slice(end, end + len(control.network.copies))
+                end = self._layers[k].stop
             else:
                 self._prompts[k] = control.network
-        ends = list(
-            accumulate((len(net.copies) for net in self._copies.values()), initial=self._depth)
-        )
-        self._layers = dict(zip(self._copies, map(slice, ends, ends[1:]), strict=True))
         self._tokens: dict[int, Tensor] = {}
         self._pictures: list[tuple[Beside, ...]] | None = None
-
-    @property
-    def _depth(self) -> int:
-        depth: int = self.base.config.num_layers
-        return depth
 
     def read(self, text: Tensor, mask: Tensor | None = None, leading: bool = False) -> Caption:
         """The text as the base reads it, and as each of the copies does.

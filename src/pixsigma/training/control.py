@@ -10,7 +10,7 @@ from pixsigma.errors import MismatchError
 from pixsigma.hints import PICTURE
 from pixsigma.interfaces import Denoiser
 from pixsigma.models.blocks import Block
-from pixsigma.models.controlled import Control, Controlled
+from pixsigma.models.controlled import Control, Controlled, Network
 from pixsigma.models.controlnet import ControlNet
 from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
@@ -21,7 +21,7 @@ from pixsigma.weights.controls import save_control
 from pixsigma.weights.folder import open_transformer
 
 
-def beginning(base: PixArtTransformer, section: ControlSection) -> ControlNet | ImagePrompt:
+def beginning(base: PixArtTransformer, section: ControlSection) -> Network:
     """What a run begins with; raises InputError for more copies than blocks."""
     if section.kind == PICTURE:
         return ImagePrompt.fresh(base, section.num_tokens)

@@ -16,7 +16,7 @@ from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Progress, Trainer
 from pixsigma.training.validation import Validation, due
 from pixsigma.weights.build import load_components
-from pixsigma.weights.files import atomic_write
+from pixsigma.weights.files import write_lines
 from pixsigma.weights.folder import save_folder
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
@@ -72,7 +72,8 @@ def logged(trainer: Trainer, out: Path, stop: Callable[[], bool]) -> Iterator[Pr
             rows.append(told(progress))
             if main:
                 track(trainer, rows[-1])
-                write_metrics(log, rows)
+                # all of them: a resumed run does some steps again, whose old rows must go
+                write_lines(log, rows)
             yield progress
     except BaseException as error:
         if isinstance(error, GeneratorExit):
@@ -144,15 +145,9 @@ def told(progress: Progress) -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines so far; a last line that was cut off by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write all rows: a resumed run does some steps again, whose old rows must go."""
-    with atomic_write(path) as temp:
-        temp.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -20,6 +20,7 @@ from pixsigma._version import __version__
 from pixsigma.config import TransformerConfig
 from pixsigma.errors import CorruptWeightsError, MismatchError, MissingWeightsError
 from pixsigma.hints import PICTURE
+from pixsigma.models.controlled import Network
 from pixsigma.models.controlnet import ControlNet
 from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
@@ -83,7 +84,7 @@ def read_control(
     *,
     kind: str | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[ControlNet | ImagePrompt, ControlReport]:
+) -> tuple[Network, ControlReport]:
     """Read a ControlNet or an image prompt for this transformer, ready for inference.
 
     `kind` is what it is to follow; `dtype` None keeps the file's. Raises MissingWeightsError,
@@ -127,7 +128,7 @@ class Outline:
     num_blocks: int = 0
     """Tokens and blocks of an image prompt; 0 for a ControlNet."""
 
-    def network(self, config: TransformerConfig) -> ControlNet | ImagePrompt:
+    def network(self, config: TransformerConfig) -> Network:
         """The network without its weights."""
         if self.num_copied:
             return ControlNet(config, self.num_copied)
@@ -176,9 +177,9 @@ def save_control(
 def _own(file: Path, tensors: Tensors) -> dict[str, str]:
     """Our names of the copy's tensors to those of the file; what is of the base is left there."""
     plain = {re.sub(r"^module\.", "", key): key for key in tensors.specs}
-    pattern = re.compile(rf"controlnet\.|{re.escape(PROMPT)}")
-    own = {key.removeprefix(PROMPT): name for key, name in plain.items() if pattern.match(key)}
-    strange = [key for key in plain if not re.match(rf"{pattern.pattern}|base_model\.", key)]
+    ours = ("controlnet.", PROMPT)
+    own = {key.removeprefix(PROMPT): name for key, name in plain.items() if key.startswith(ours)}
+    strange = [key for key in plain if not key.startswith((*ours, "base_model."))]
     if not own or strange:
         what = f"{len(strange)} others such as {strange[0]}" if strange else "none but the base's"
         raise MismatchError(

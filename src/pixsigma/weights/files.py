@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +185,13 @@ def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     with atomic_write(path) as temp:
         temp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, one a row, whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with atomic_write(path) as temp:
+        temp.write_text("".join(lines), encoding="utf-8")
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
