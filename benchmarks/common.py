@@ -114,6 +114,15 @@ def watched(process: Any, every: float = 0.05) -> Peaks:
     return found
 
 
+def write_encoders(folder: Path, layers: int = 24) -> None:
+    """T5-XXL in fp16 and in int8, random, as `float16` and `int8` of a folder, if not there."""
+    from pixsigma.weights.text_int8 import save_int8_text
+
+    write_t5(folder / "float16", layers)
+    if not (folder / "int8" / "text_encoder" / "model.safetensors.index.json").is_file():
+        save_int8_text(folder / "float16", folder / "int8")
+
+
 def write_t5(folder: Path, layers: int = 24) -> None:
     """A folder with random weights shaped as T5-XXL in fp16, a file a layer, unless it is there."""
     from safetensors.torch import save_file

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import OUT, peak_memory, write_t5
+from common import OUT, peak_memory, write_encoders
 
 from pixsigma.measuring import columns, write_report
 
@@ -57,7 +57,7 @@ def main() -> None:
         return
     cases = (QUICK if args.quick else []) + (FULL if args.full else [])
     if args.t5:
-        write_t5(args.t5 / "float16")
+        write_encoders(args.t5)
         cases += [case | {"folder": str(args.t5 / case["stored"])} for case in T5]
     if args.list:
         print("\n".join(f"{i}  {name_of(case)}" for i, case in enumerate(cases)))

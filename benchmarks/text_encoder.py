@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import OUT, peak_memory, write_t5
+from common import OUT, peak_memory, write_encoders
 
 from pixsigma.measuring import Timing, bars, columns, relative_error, write_report
 
@@ -39,7 +39,7 @@ def main() -> None:
     if args.case:
         print(json.dumps(run_case(**json.loads(args.case))))
         return
-    write(args.folder, args.layers)
+    write_encoders(args.folder, args.layers)
     if args.write:
         return
     rows = [
@@ -51,15 +51,6 @@ def main() -> None:
         for tokens in args.tokens
     ]
     tell(args.out, rows)
-
-
-def write(folder: Path, layers: int) -> None:
-    """Both files, unless they are there."""
-    from pixsigma.weights.text_int8 import save_int8_text
-
-    write_t5(folder / "float16", layers)
-    if not (folder / "int8" / "text_encoder" / "model.safetensors.index.json").is_file():
-        save_int8_text(folder / "float16", folder / "int8")
 
 
 def measured(**case: Any) -> dict[str, Any]:

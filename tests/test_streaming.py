@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pixsigma import memory
+from pixsigma.config import T5Config
 from pixsigma.errors import CorruptWeightsError, MismatchError
 from pixsigma.models import narrow
 from pixsigma.models.t5 import T5Encoder
@@ -57,7 +59,6 @@ def sharded(folder: Path) -> Path:
 def test_streamed_answers_are_those_of_the_whole(
     tmp_path: Path, stored: torch.dtype, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "MOST_AHEAD", 3)
     folder = saved(tmp_path, stored)
     folder = sharded(folder) if split else folder
     whole = read_text_encoder(folder, dtype=torch.float32)
@@ -107,10 +108,11 @@ def test_forgotten_pages_come_back_as_they_were(tmp_path: Path) -> None:
         assert torch.equal(view, whole[key])
 
 
-def test_what_is_read_ahead_has_room() -> None:
-    layer = 4 * 4096 * 4096 + 3 * 4096 * 10240  # of T5-XXL
-    assert [streaming.num_ahead(layer * size / 7) for size in (1, 2, 4)] == [7, 7, 3]
-    assert streaming.num_ahead(10**10) == 1
+def test_two_matrices_of_an_mlp_are_the_most_that_is_in_memory() -> None:
+    square, wide = 4096 * 4096, 4096 * 10240  # of T5-XXL
+    assert memory.matrices(T5Config())[:7] == (square,) * 4 + (wide,) * 3
+    assert streaming.most_at_once(memory.matrices(T5Config())) == 2 * wide
+    assert streaming.most_at_once([5, 3]) == 8
 
 
 def test_the_reader_stays_few_tensors_ahead() -> None:
@@ -130,12 +132,12 @@ def test_the_reader_stays_few_tensors_ahead() -> None:
             self.held -= 1
 
     fake: Any = Fake()
-    with Reader(fake, [str(i) for i in range(20)], ahead=2) as reader:
+    with Reader(fake, [str(i) for i in range(20)]) as reader:
         for _ in range(20):
             reader.wait()
             reader.done()
-    assert fake.most <= 2
-    with Reader(fake, [str(i) for i in range(20)], ahead=2) as reader:
+    assert fake.most <= streaming.AHEAD
+    with Reader(fake, [str(i) for i in range(20)]) as reader:
         reader.wait()  # left early, as by an error: the thread ends all the same
     assert not [t for t in threading.enumerate() if t.name == "pixsigma-reader"]
 

@@ -19,7 +19,7 @@ from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.rehearsal import Cost, rehearse
 from pixsigma.weights.controls import Outline
 from pixsigma.weights.facts import Facts
-from pixsigma.weights.streaming import in_order, num_ahead
+from pixsigma.weights.streaming import in_order, most_at_once
 
 Mode: TypeAlias = Literal["resident", "model", "sequential"]
 
@@ -29,7 +29,7 @@ EXACT_WAYS = ("whole", "strips", "strips-spill")
 SHARE = {"text encoder": 0.6, "transformer": 0.85, "autoencoder": 0.7}
 """What each part reaches of the rate of a large product."""
 
-SPARE = 120_000_000
+SPARE = 60_000_000
 """Bytes on top of what is counted: stacks of threads, code of kernels, the allocator's gaps."""
 
 SCRATCH = 1.2
@@ -201,9 +201,7 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
         return _part(
             "text encoder", "in its file", wish, machine, stored, cost.beside(block), stored
         )  # fmt: skip
-    matrix = stored / len(in_order(config))
-    # the last one may be dropped a little late
-    pages = matrix * (num_ahead(matrix) + 1)
+    pages = facts.stored["text_encoder"] * most_at_once(matrices(config))
     reading = stored * (2 if wish.guided else 1)
     cost = cost.beside(block)
     return _part("text encoder", "streamed", wish, machine, 0, cost, reading, pages)
@@ -270,6 +268,14 @@ def parameters(network: Any, *settings: Any) -> int:
     """How many numbers the weights are."""
     with torch.device("meta"):
         return sum(p.numel() for p in network(*settings).parameters())
+
+
+@cache
+def matrices(config: T5Config) -> tuple[int, ...]:
+    """How many numbers each matrix has that a streamed text encoder reads, in its order."""
+    with torch.device("meta"):
+        net = T5Encoder(config)
+    return tuple(net.get_parameter(name).numel() for name in in_order(config))
 
 
 @cache

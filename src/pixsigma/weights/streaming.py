@@ -1,7 +1,7 @@
 """T5 in a small part of its size: matrix by matrix comes from the file, works and is dropped."""
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +18,8 @@ from pixsigma.weights.keymaps import T5
 from pixsigma.weights.load import check_fit
 from pixsigma.weights.mapped import Mapped, map_tensors
 
-MOST_AHEAD = 7
-"""Matrices that are read before their turn: those of one layer,"""
-BYTES_AHEAD = 420_000_000
-"""or fewer, as many as have room here: a layer of T5-XXL in 16 bits, half of one in 32."""
+AHEAD = 2
+"""Matrices in memory at once: the one that works and the next, which is read meanwhile."""
 
 
 class StreamedT5(nn.Module):
@@ -49,13 +47,7 @@ class StreamedT5(nn.Module):
         check_fit(expected(net, self._tensors), self._tensors.specs, T5)
         order = in_order(config)
         held = frozenset(first_bytes(order, self._tensors.specs, hold))
-        sizes = [self._tensors.specs[key].num_bytes for key in order]
-        self._reader = Reader(
-            mapped,
-            [names[key] for key in order],
-            {names[key] for key in held},
-            ahead=num_ahead(sum(sizes) / len(sizes)),
-        )
+        self._reader = Reader(mapped, [names[key] for key in order], {names[key] for key in held})
         kept = partial(T5Encoder.storage_dtype, dtype=dtype)
         net.embed = Rows(self._tensors["embed.weight"], dtype)  # type: ignore[assignment]
         for name, module in list(net.named_modules()):
@@ -132,15 +124,8 @@ class Reader:
     is not read in the next round.
     """
 
-    def __init__(
-        self,
-        mapped: Mapped,
-        order: Iterable[str],
-        held: Collection[str] = (),
-        ahead: int = MOST_AHEAD,
-    ) -> None:
+    def __init__(self, mapped: Mapped, order: Iterable[str], held: Collection[str] = ()) -> None:
         self._mapped = mapped
-        self._num_ahead = ahead
         self._order = list(order)
         self._held = held
         self._stay: set[str] = set()
@@ -148,7 +133,7 @@ class Reader:
     def __enter__(self) -> Self:
         self._used, self._stopped = 0, False
         self._error: BaseException | None = None
-        self._room = threading.Semaphore(self._num_ahead)
+        self._room = threading.Semaphore(AHEAD)
         self._ready = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name="pixsigma-reader", daemon=True)
         self._thread.start()
@@ -158,7 +143,7 @@ class Reader:
         self._stopped = True
         self._room.release()
         self._thread.join()
-        for key in self._order[self._used : self._used + self._num_ahead + 1]:
+        for key in self._order[self._used : self._used + AHEAD + 1]:
             if key not in self._stay:
                 self._mapped.forget(key)
 
@@ -192,13 +177,13 @@ class Reader:
             self._ready.release()
 
     def _read_all(self) -> None:
-        for key in self._order[: self._num_ahead]:
+        for key in self._order[:AHEAD]:
             self._ahead(key)
         for i, key in enumerate(self._order):
             self._room.acquire()
             if self._stopped:
                 return
-            last = i + self._num_ahead
+            last = i + AHEAD
             for later in self._order[last : last + 1]:
                 self._ahead(later)
             if key not in self._stay:
@@ -210,9 +195,9 @@ class Reader:
             self._mapped.ahead(key)
 
 
-def num_ahead(num_bytes: float) -> int:
-    """How many matrices of this mean size are read before their turn."""
-    return max(1, min(MOST_AHEAD, int(BYTES_AHEAD // num_bytes)))
+def most_at_once(sizes: Sequence[float]) -> float:
+    """The most bytes in memory at once of matrices of these sizes, which are read in this order."""
+    return max(sum(sizes[i : i + AHEAD]) for i in range(len(sizes)))
 
 
 def in_order(config: T5Config) -> list[str]:
