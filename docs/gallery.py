@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SHOWN, STEPS = 128, 12
 """Side of a picture on the page, and steps of a drawing, where a row says nothing else."""
 
-LOOKED_AT = "6cf29d421709"
+LOOKED_AT = "a60f3f4fe1a6"
 """The mark of the transformer whose pictures the notes speak of."""
 
 APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
@@ -289,7 +289,7 @@ def language_rows(side: int) -> list[Row]:
                 )
                 for s in (1, 2, 3)
             ],
-            "Each half gets its colour and about its thing; where they meet, `mini` melts the two.",
+            "Each half gets its colour, hardly its thing; where they meet, `mini` melts the two.",
         ),
         Row(
             "styles",
@@ -306,7 +306,7 @@ def language_rows(side: int) -> list[Row]:
                 ("not: blue", asked("a house", 1, negative_prompt="blue")),
             ],
             '`mini` knows two styles, "3D" and "flat", and nothing of ink, clay or pixels: such '
-            "words lead it astray, the last two so far that no house is left.",
+            "words lead it astray, the last so far that no house is left.",
         ),
         Row(
             "fast",

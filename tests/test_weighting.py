@@ -89,7 +89,8 @@ def test_long_prompts_are_cut_refused_or_read_in_turns() -> None:
     alone = torch.tensor([[*ids[begin:end], END]])
     first = stretches[0][1] + 1
     row = turns.embeddings[:, first : first + alone.shape[1]]
-    torch.testing.assert_close(row, encoder.encoder(alone, alone != PAD))
+    expected = encoder.encoder(alone, alone != PAD)
+    assert (row - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("choice", ["refuse", "chunk"])
