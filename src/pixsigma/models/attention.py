@@ -1,5 +1,7 @@
 """Softmax attention, by whichever of two exact ways is the quicker."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -25,10 +27,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same in bf16 products, for CPUs that have them, where the fused kernel gains nothing.
+    """The same in bf16 products, for CPUs that have them.
 
-    Head by head and some queries at a time, so that what is between the products stays in a cache.
+    Where those are of tiles (AMX) the fused kernel is nearly three times as quick. Elsewhere it
+    gains nothing: it is head by head and some queries at a time, so that what is between the
+    products stays in a cache.
     """
+    if has_tiles():
+        rounded = [x.to(torch.bfloat16) for x in (q, k, v)]
+        return scaled_dot_product_attention(rounded[0], rounded[1], rounded[2]).to(q.dtype)
     scaled = (q * q.shape[-1] ** -0.5).to(torch.bfloat16).flatten(0, 1)
     keys, values = (x.to(torch.bfloat16).flatten(0, 1) for x in (k, v))
     y = torch.empty_like(scaled)
@@ -39,6 +46,13 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = torch.mm(scaled[head, part], keys_of).softmax(dim=-1)
             torch.mm(weights, values_of, out=y[head, part])
     return y.unflatten(0, q.shape[:2]).to(q.dtype)
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this is a CPU that multiplies tiles of bf16 (AMX)."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return asked is not None and bool(asked())
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
