@@ -27,6 +27,7 @@ __all__ = [
     "step_of_ours",
     "useful_flops",
     "watched",
+    "write_encoders",
     "write_t5",
 ]
 

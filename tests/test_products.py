@@ -87,7 +87,7 @@ def test_what_an_adapter_adds_goes_through_the_gelu() -> None:
 def test_coarse_attention_is_nearly_the_fine_one(
     tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pixsigma.models.attention.has_tiles", lambda: tiles)
+    monkeypatch.setattr("pixsigma.models.attention.cpu_has", lambda name: tiles)
     torch.manual_seed(0)
     q = torch.randn(2, 3, 300, 24)  # more queries than are taken at a time, and no multiple
     k, v = torch.randn(2, 2, 3, 50, 24).unbind(0)

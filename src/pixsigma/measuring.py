@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pixsigma._version import __version__
-from pixsigma.models.products import has_onednn_linear, onednn_linear
+from pixsigma.models.products import cpu_has, has_onednn_linear, onednn_linear
 from pixsigma.weights.files import atomic_write, write_json
 
 
@@ -113,7 +113,7 @@ class Machine:
             else os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             capability=torch.backends.cpu.get_cpu_capability(),
-            vnni=has_vnni(),
+            vnni=cpu_has("vnni"),
             accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
             torch=torch.__version__,
             pixsigma=__version__,
@@ -130,12 +130,6 @@ def processor_name() -> str:
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def has_vnni() -> bool:
-    """Whether this CPU multiplies 8-bit numbers without saturating on the way."""
-    asked = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(asked and asked())
 
 
 def gemm_peak(size: int = 2048, rounds: int = 5) -> float:

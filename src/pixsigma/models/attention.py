@@ -1,10 +1,10 @@
 """Softmax attention, by whichever of two exact ways is the quicker."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from pixsigma.models.products import cpu_has
 
 WRITTEN_OUT = {torch.bfloat16: 2**16, torch.float32: 2**12}
 """Most pairs of query and key, by number type, up to which training on a CPU writes them out."""
@@ -33,7 +33,7 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     gains nothing: it is head by head and some queries at a time, so that what is between the
     products stays in a cache.
     """
-    if has_tiles():
+    if cpu_has("amx_tile"):
         rounded = [x.to(torch.bfloat16) for x in (q, k, v)]
         return scaled_dot_product_attention(rounded[0], rounded[1], rounded[2]).to(q.dtype)
     scaled = (q * q.shape[-1] ** -0.5).to(torch.bfloat16).flatten(0, 1)
@@ -46,13 +46,6 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = torch.mm(scaled[head, part], keys_of).softmax(dim=-1)
             torch.mm(weights, values_of, out=y[head, part])
     return y.unflatten(0, q.shape[:2]).to(q.dtype)
-
-
-@cache
-def has_tiles() -> bool:
-    """Whether this is a CPU that multiplies tiles of bf16 (AMX)."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return asked is not None and bool(asked())
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -110,6 +110,10 @@ def multiplies_in_bfloat16(layer: nn.Module) -> bool:
 @cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this is a CPU with instructions for bf16 products, which are very slow without."""
-    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in BFLOAT16)
-    with_them = any(ask() for ask in asked if ask is not None)
-    return device.type == "cpu" and with_them and has_onednn_linear()
+    return device.type == "cpu" and any(map(cpu_has, BFLOAT16)) and has_onednn_linear()
+
+
+@cache
+def cpu_has(instructions: str) -> bool:
+    """Whether this CPU has them, by torch's name; false where this torch does not know them."""
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)())

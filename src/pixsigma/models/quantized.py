@@ -20,6 +20,7 @@ from pixsigma.errors import InputError
 from pixsigma.models.embeddings import STRIP_BYTES, Mlp
 from pixsigma.models.products import (
     Post,
+    cpu_has,
     has_bfloat16,
     multiplies_in_bfloat16,
     onednn_linear,
@@ -68,7 +69,7 @@ def saturates() -> bool:
 
     Two of 255 · 127 do not fit there; with weights of 7 bits nothing is lost.
     """
-    return not getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    return not cpu_has("vnni")
 
 
 @cache
