@@ -70,6 +70,7 @@ def drawings(
                 "height": flags.size,
                 "seed": seed,
                 "num_inference_steps": flags.steps,
+                "guidance_scale": flags.guidance,
                 "control": [control] if network else [],
             }
             requests.append(GenerationRequest.model_validate(asked))
@@ -144,6 +145,7 @@ def main() -> None:
     found.add_argument("--num", type=int, default=30, help="outlines")
     found.add_argument("--seeds", type=int, default=2)
     found.add_argument("--steps", type=int, default=20)
+    found.add_argument("--guidance", type=float, default=3.0)
     flags = found.parse_args()
     if flags.quick:
         flags.num, flags.seeds, flags.steps = 3, 1, 4

@@ -6,10 +6,11 @@ DATA is what `recipes/mini/data.py` makes; NET an image prompt. Pictures are of 
 style that training never saw, and of an artist whom it never saw. Each is given as image prompt
 beside the empty text, so that nothing else tells what to draw; the drawing is right when the real
 picture most like it, of all 305 things in three styles, shows the thing (`top1`), or one of the
-five nearest things is it (`top5`). "Another's" are the same drawings under the names of other
-things: what chance gives. "Real" are the pictures themselves, without the one that is asked about
-among the references. Writes image-prompt.json and prompts.png (pictures; below each what it gives
-beside the empty text, and beside "on a yellow background").
+five nearest things is it (`top5`); `colours` is how far the colours in the middle of the drawing
+are those of the picture (the shared part of two histograms of 4 x 4 x 4 colours). "Another's" are
+the same drawings beside other things: what chance gives. "Real" are the pictures themselves,
+without the one that is asked about among the references. Writes image-prompt.json and prompts.png
+(pictures; below each what it gives beside the empty text, and beside "on a yellow background").
 """
 
 from argparse import Namespace
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from common import parser, sheet
+from numpy.typing import NDArray
 from PIL import Image
 
 from pixsigma.evaluation.features import extract, on_white
@@ -52,19 +54,37 @@ def drawings(
     return [last.images[0] for last in pipe.draw_many(requests)]
 
 
+def palette(picture: Image.Image) -> NDArray[np.float64]:
+    """(64,): shares of the coarse colours in the middle, the half of the sides."""
+    middle = np.asarray(picture.convert("RGB").resize((64, 64)))[16:48, 16:48] // 64
+    counts = np.bincount((middle @ np.array([16, 4, 1])).ravel(), minlength=64)
+    return counts / counts.sum()
+
+
+def shared(drawn: list[Image.Image], pictures: list[Image.Image]) -> dict[str, float]:
+    """How much of their colours drawings and pictures share, in the mean; 1 is all."""
+    pairs = zip(map(palette, drawn), map(palette, pictures), strict=True)
+    return {"colours": float(np.mean([np.minimum(a, b).sum() for a, b in pairs]))}
+
+
 def figures(
-    questions: Questions, rows: list[dict[str, Any]], drawn: list[Image.Image], real: Any
+    questions: Questions,
+    rows: list[dict[str, Any]],
+    drawn: list[Image.Image],
+    pictures: list[Image.Image],
 ) -> dict[str, dict[str, float]]:
-    """Shares of drawings, of the same under other names, and of the pictures themselves."""
+    """What is told of drawings, of the same beside other things, and of the pictures themselves."""
     things = [row["thing"] for row in rows]
     references = questions.references()
-    features = extract(drawn)
+    features, real = extract(drawn), extract(pictures)
     others = references.where(list((references.features @ real.T).max(axis=1) < 1 - 1e-5))
     known = [k for k, thing in enumerate(things) if thing in others.names]
     return {
-        "drawn": shares(rank(features, things, references)),
-        "another's": shares(rank(features, things[1:] + things[:1], references)),
-        "real": shares(rank(real[known], [things[k] for k in known], others)),
+        "drawn": shares(rank(features, things, references)) | shared(drawn, pictures),
+        "another's": shares(rank(features, things[1:] + things[:1], references))
+        | shared(drawn, pictures[1:] + pictures[:1]),
+        "real": shares(rank(real[known], [things[k] for k in known], others))
+        | shared(pictures, pictures),
     }
 
 
@@ -93,7 +113,7 @@ def main() -> None:
     for name, rows in sets.items():
         pictures = [on_white(Image.open(flags.data / row["path"])) for row in rows]
         drawn = drawings(pipe, flags, rows, "")
-        report[name] = figures(questions, rows, drawn, extract(pictures))
+        report[name] = figures(questions, rows, drawn, pictures)
         chosen = spread(list(range(len(rows))), 6)
         some = drawings(pipe, flags, [rows[k] for k in chosen], GROUND)
         shown[0] += [pictures[k] for k in chosen]
@@ -104,7 +124,7 @@ def main() -> None:
         sheet(shown, 96).save(temp, format="PNG")
     write_report(flags.out / "image-prompt.json", report)
     told = [
-        {"pictures": name, "which": which, **{k: np.round(v, 3) for k, v in each.items()}}
+        {"pictures": name, "which": which, **{k: f"{v:.3f}" for k, v in each.items()}}
         for name in sets
         for which, each in report[name].items()
     ]

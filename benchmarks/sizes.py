@@ -9,10 +9,10 @@
 One row (no guidance), random weights, fp32 or as `--quantize` says. A step at 4096px is 554 TFLOP
 of attention and 68 of products, with KV compression 346 and 68: more than an hour on two cores in
 fp32, half an hour with `int8` where the CPU has bf16. So it goes block by block: after each the
-tokens are kept in `--state`, and the next call goes on from there. With `--blocks N` only N blocks
-are run, of the plain network the first, of the compressed one the compressed; a step is told as if
-the others of their kind took as long as their mean. The table says how many were run.
-KV compression is that of the paper: ratio 2 in the second half of the blocks.
+tokens are kept in `--state`, and the next call goes on from there. KV compression is that of the
+paper: ratio 2 in the second half of the blocks. The first half is that of the plain network, which
+is run once: a compressed step goes on from its tokens. With `--blocks N` only N blocks of each kind
+are run; a step is told as if the others took as long as their mean. The table says how many were.
 """
 
 import json
@@ -73,8 +73,9 @@ class Step:
 
     def __init__(self, args: Namespace, size: str, compressed: bool) -> None:
         name = f"{size}-{'compressed' if compressed else 'plain'}"
-        self.compressed = compressed
+        self.first = 14 if compressed else 0
         self.file, self.kept = args.state / f"{name}.json", args.state / f"{name}.pt"
+        self.half = args.state / f"{size}-half.pt"
         told = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self.seconds: dict[str, float] = told.get("seconds", {})
         """Of blocks by number, of `enter` and of `leave`."""
@@ -83,15 +84,16 @@ class Step:
 
     def todo(self, blocks: int) -> list[int]:
         """Numbers of the blocks that are still to be run, in order."""
-        first = 14 if self.compressed else 0
-        numbers = range(28) if blocks == 14 else range(first, first + blocks)
-        return [i for i in numbers if str(i) not in self.seconds]
+        end = 28 if blocks == 14 else self.first + blocks
+        return [i for i in range(self.first, end) if str(i) not in self.seconds]
 
     def begun(self, enter: Any) -> torch.Tensor:
-        """The tokens as the last call left them, or those that enter."""
+        """The tokens as the last call left them, or as the first half did, or those that enter."""
         if self.kept.is_file():
             return torch.load(self.kept)
         self.seconds = {}
+        if self.first and self.half.is_file():
+            return torch.load(self.half)
         return self.timed("enter", enter)[0]
 
     def timed(self, name: str | int, call: Any) -> Any:
@@ -133,6 +135,8 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
                 return
             x = step.timed(i, partial(net.through, x, t0, captions, grid, slice(i, i + 1)))
             step.save(peak_memory().all - base)
+            if i == 13:
+                torch.save(x, step.half)
             print(
                 f"{size} compressed={compressed} block {i}: {step.seconds[str(i)]:.2f} s",
                 flush=True,
@@ -159,22 +163,23 @@ def rows_of(args: Namespace) -> Iterator[dict[str, Any]]:
     """What is known of each step."""
     for size in SIZES:
         width, height = map(int, size.split("x"))
-        plain = blocks_of(Step(args, size, compressed=False))
+        plain = Step(args, size, compressed=False)
         for compressed in (False, True):
             step = Step(args, size, compressed)
-            if "leave" not in step.seconds or not plain:
+            if "leave" not in step.seconds or not blocks_of(plain):
                 continue
-            blocks = blocks_of(step)
+            half = {i: took for i, took in blocks_of(plain).items() if i < step.first}
+            blocks = half | blocks_of(step)
             # blocks of a kind are alike: those that were not run are as those that were
-            first = [blocks[i] for i in range(14) if i in blocks] or list(plain.values())
-            second = [blocks[i] for i in range(14, 28) if i in blocks] or first
+            first = [seconds for i, seconds in blocks.items() if i < 14]
+            second = [seconds for i, seconds in blocks.items() if i >= 14] or first
             seconds = 14 * (mean(first) + mean(second))
             yield {
                 "size": size,
                 "tokens": (width // 16) * (height // 16),
                 "compressed": compressed,
                 "blocks_run": len(blocks),
-                "seconds": seconds + step.seconds["enter"] + step.seconds["leave"],
+                "seconds": seconds + plain.seconds["enter"] + step.seconds["leave"],
                 "peak_bytes": step.peak,
             }
 

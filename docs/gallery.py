@@ -322,13 +322,20 @@ def language_rows(side: int) -> list[Row]:
     ]
 
 
+def elsewhere(picture: Image.Image) -> Image.Image:
+    """The same smaller and low on the left, where no prompt would put it."""
+    canvas = Image.new("RGB", (128, 128), picture.getpixel((0, 0)))
+    canvas.paste(picture.resize((80, 80), Resampling.LANCZOS), (4, 44))
+    return canvas
+
+
 def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]:
     """With a ControlNet for edges of this model, which the package does not have."""
     if network is None:
         return []
     cells: list[Cell] = []
     for drawn_before, prompt in ((APPLE, "an orange, 3D"), (CAT, "a dog on a blue background")):
-        picture = made[drawn_before].resize((128, 128), Resampling.LANCZOS)
+        picture = elsewhere(made[drawn_before])
         hint = {"kind": "edges", "hint": as_data(picture), "network": network}
         plain = asked(prompt, 6, width=128, height=128)
         cells += [
@@ -340,10 +347,12 @@ def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]
         Row(
             "control",
             "Hints",
-            "A ControlNet leads by outlines, here at 128 pixels. [control.md](control.md) tells "
-            "how this one was trained.",
+            "A ControlNet leads by outlines, here of a drawing made smaller and moved, at 128 "
+            "pixels. [control.md](control.md) tells how this one was trained.",
             'pixsigma generate "an orange, 3D" --control edges:apple.png --controlnet NET',
             cells,
+            "The orange takes the apple's place, size and leaf, and the dog the cat's place and "
+            "size; its legs and head are as rough as without.",
         )
     ]
 
@@ -368,6 +377,8 @@ def prompt_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]:
             'pixsigma generate "on a yellow background" --control picture:apple.png '
             "--controlnet NET",
             cells,
+            "Beside no words colours come through and the apple's shape, of the house only a block "
+            "on green. Beside words the ground is the text's, and colours are all that is left.",
         )
     ]
 
@@ -412,7 +423,8 @@ What each feature does, drawn by `mini`, the small model inside the package, wit
 stand here and none picked, 12 steps each where nothing else is said. `python docs/gallery.py`
 draws the page again. `mini` draws squares of {side} pixels and was made of simple pictures; where
 that is too little to show an effect, the row says so. Large ones are shown reduced. Commands name
-the features; exact settings are in the script.
+the features; exact settings are in the script. Rows of hints and of image prompts need
+networks that are not in the package (`--control NET --picture NET`).
 """
 
 NOT_LOOKED_AT = """
