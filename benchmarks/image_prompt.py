@@ -83,8 +83,7 @@ def figures(
         "drawn": shares(rank(features, things, references)) | shared(drawn, pictures),
         "another's": shares(rank(features, things[1:] + things[:1], references))
         | shared(drawn, pictures[1:] + pictures[:1]),
-        "real": shares(rank(real[known], [things[k] for k in known], others))
-        | shared(pictures, pictures),
+        "real": shares(rank(real[known], [things[k] for k in known], others)),
     }
 
 
@@ -124,7 +123,7 @@ def main() -> None:
         sheet(shown, 96).save(temp, format="PNG")
     write_report(flags.out / "image-prompt.json", report)
     told = [
-        {"pictures": name, "which": which, **{k: f"{v:.3f}" for k, v in each.items()}}
+        {"pictures": name, "which": which, **dict.fromkeys(report[name]["drawn"], ""), **each}
         for name in sets
         for which, each in report[name].items()
     ]

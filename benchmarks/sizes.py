@@ -36,14 +36,16 @@ from pixsigma.quantize import quantized
 from pixsigma.weights.quantized import CPU_MODES
 
 SIZES = ("256x256", "512x512", "1024x1024", "2560x1440", "2048x2048", "3840x2160", "4096x4096")
-COMPRESSED = KVCompression(layers=tuple(range(14, 28)), ratio=2)
+HALF = 14
+"""Blocks in each half of XL/2."""
+COMPRESSED = KVCompression(layers=tuple(range(HALF, 2 * HALF)), ratio=2)
 
 
 def flags() -> Namespace:
     found = parser(__doc__ or "")
     found.add_argument("--minutes", type=float, default=5.0, help="no block begins after these")
     found.add_argument("--only", nargs="+", default=SIZES, help="width x height")
-    found.add_argument("--blocks", type=int, default=14, help="14 is a whole step")
+    found.add_argument("--blocks", type=int, default=HALF, help=f"{HALF} is a whole step")
     found.add_argument("--state", type=Path, help="folder for tokens of steps that are not done")
     found.add_argument("--quantize", choices=CPU_MODES, help="products in fewer bits")
     found.add_argument("--tell", action="store_true", help="run nothing")
@@ -73,7 +75,7 @@ class Step:
 
     def __init__(self, args: Namespace, size: str, compressed: bool) -> None:
         name = f"{size}-{'compressed' if compressed else 'plain'}"
-        self.first = 14 if compressed else 0
+        self.first = HALF if compressed else 0
         self.file, self.kept = args.state / f"{name}.json", args.state / f"{name}.pt"
         self.half = args.state / f"{size}-half.pt"
         told = json.loads(self.file.read_text()) if self.file.is_file() else {}
@@ -84,7 +86,7 @@ class Step:
 
     def todo(self, blocks: int) -> list[int]:
         """Numbers of the blocks that are still to be run, in order."""
-        end = 28 if blocks == 14 else self.first + blocks
+        end = 2 * HALF if blocks == HALF else self.first + blocks
         return [i for i in range(self.first, end) if str(i) not in self.seconds]
 
     def begun(self, enter: Any) -> torch.Tensor:
@@ -135,7 +137,7 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
                 return
             x = step.timed(i, partial(net.through, x, t0, captions, grid, slice(i, i + 1)))
             step.save(peak_memory().all - base)
-            if i == 13:
+            if i == HALF - 1:
                 torch.save(x, step.half)
             print(
                 f"{size} compressed={compressed} block {i}: {step.seconds[str(i)]:.2f} s",
@@ -145,6 +147,8 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
         assert torch.isfinite(answer).all()
         step.save(peak_memory().all - base)
         step.kept.unlink(missing_ok=True)
+        if compressed:
+            step.half.unlink(missing_ok=True)
         del x, answer
 
 
@@ -171,16 +175,16 @@ def rows_of(args: Namespace) -> Iterator[dict[str, Any]]:
             half = {i: took for i, took in blocks_of(plain).items() if i < step.first}
             blocks = half | blocks_of(step)
             # blocks of a kind are alike: those that were not run are as those that were
-            first = [seconds for i, seconds in blocks.items() if i < 14]
-            second = [seconds for i, seconds in blocks.items() if i >= 14] or first
-            seconds = 14 * (mean(first) + mean(second))
+            first = [seconds for i, seconds in blocks.items() if i < HALF]
+            second = [seconds for i, seconds in blocks.items() if i >= HALF] or first
+            seconds = HALF * (mean(first) + mean(second))
             yield {
                 "size": size,
                 "tokens": (width // 16) * (height // 16),
                 "compressed": compressed,
                 "blocks_run": len(blocks),
                 "seconds": seconds + plain.seconds["enter"] + step.seconds["leave"],
-                "peak_bytes": step.peak,
+                "peak_bytes": max(plain.peak, step.peak),
             }
 
 
@@ -219,13 +223,13 @@ def tell(args: Namespace) -> None:
 
 
 def line(row: dict[str, Any]) -> dict[str, object]:
-    whole = row["blocks_run"] == 28
+    whole = row["blocks_run"] == 2 * HALF
     return {
         "size": row["size"],
         "tokens": row["tokens"],
         "KV compression": "yes" if row["compressed"] else "no",
         "seconds": row["seconds"],
-        "from": "the whole step" if whole else f"{row['blocks_run']} blocks of 28, scaled",
+        "from": "the whole step" if whole else f"{row['blocks_run']} blocks of {2 * HALF}, scaled",
         "less time": f"{row['gain']:.0%}" if row["compressed"] and row["gain"] is not None else "",
         "peak GB beside weights": row["peak_bytes"] / 1e9,
     }
