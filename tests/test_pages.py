@@ -30,6 +30,35 @@ print(int(keep_pages()), fresh, faults(), faults())
     assert kept < fresh / 10
 
 
+def test_pages_are_kept_for_a_while_by_whoever_leaves_last() -> None:
+    code = """
+import resource, torch
+from pixsigma.pages import give_back_pages, keep_pages, kept_pages
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with kept_pages():
+    with kept_pages():
+        faults()
+    inside = faults()
+give_back_pages()
+after = faults()
+heard = keep_pages()
+with kept_pages():
+    faults()
+print(int(heard), inside, after, faults())
+"""
+    heard, inside, after, still = numbers(code)
+    if not heard:
+        pytest.skip("this C library cannot be told")
+    tensor = 2**26 / 2**14  # in pages of 16 kB, the largest that is usual
+    assert inside < tensor
+    assert after > 5 * tensor
+    assert still < tensor
+
+
 def test_what_lies_between_things_in_use_is_given_back() -> None:
     code = """
 from pathlib import Path

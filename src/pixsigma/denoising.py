@@ -17,6 +17,7 @@ from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
 from pixsigma.models.controlled import Control, Controlled
 from pixsigma.models.windows import Windowed
+from pixsigma.pages import give_back_pages, kept_pages
 from pixsigma.shapes import Latents
 
 OnStep: TypeAlias = Callable[[int, float, Tensor], Tensor | None]
@@ -95,13 +96,15 @@ def denoise(
     state = sampler.init(x, levels)
     total = len(levels) - 1
     yield Step("denoising", 0, total, levels[0].timestep, x)
-    for i in range(total):
-        predict = given.around(predict_at(i)) if given else predict_at(i)
-        x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
-        if drawing.on_step is not None:
-            replaced = drawing.on_step(i, levels[i].timestep, x)
-            x = x if replaced is None else replaced
-        yield Step("denoising", i + 1, total, levels[i + 1].timestep, x)
+    with kept_pages():
+        for i in range(total):
+            predict = given.around(predict_at(i)) if given else predict_at(i)
+            x, state = sampler.step(predict, state, x, levels, i, drawing.noise)
+            if drawing.on_step is not None:
+                replaced = drawing.on_step(i, levels[i].timestep, x)
+                x = x if replaced is None else replaced
+            yield Step("denoising", i + 1, total, levels[i + 1].timestep, x)
+    give_back_pages()
     refuse_nan(x, "the transformer", "steps")
 
 

@@ -49,17 +49,22 @@ class Timing:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm: int = 1,
+    before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
     """Time every variant once a round, in turns that begin elsewhere each time.
 
-    A machine that is slow for a while is slow for all of them. `warm` rounds are not counted.
+    A machine that is slow for a while is slow for all of them. `warm` rounds are not counted, nor
+    is what `before` does for a variant.
     """
     names = list(variants)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warm, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            before(name)
             began = time.perf_counter()
             variants[name]()
             synchronize()
