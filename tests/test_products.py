@@ -82,13 +82,27 @@ def test_what_an_adapter_adds_goes_through_the_gelu() -> None:
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("num_keys", [50, 2500])  # some at once; pieces, the last one smaller
 @pytest.mark.parametrize("tiles", [False, True])
 @torch.no_grad()
 def test_coarse_attention_is_nearly_the_fine_one(
-    tiles: bool, monkeypatch: pytest.MonkeyPatch
+    tiles: bool, num_keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pixsigma.models.attention.cpu_has", lambda name: tiles)
     torch.manual_seed(0)
-    q = torch.randn(2, 3, 300, 24)  # more queries than are taken at a time, and no multiple
-    k, v = torch.randn(2, 2, 3, 50, 24).unbind(0)
+    q = 3 * torch.randn(2, 3, 1100, 24)
+    k, v = torch.randn(2, 2, 3, num_keys, 24).unbind(0)
     assert 0 < relative_error(coarse_attention(q, k, v), attention(q, k, v)) < 1e-2
+
+
+@needs_bfloat16
+@torch.no_grad()
+def test_a_key_that_outweighs_all_that_were_looked_at_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pixsigma.models.attention.cpu_has", lambda name: False)
+    q, k, v = torch.randn(3, 1, 1, 1100, 24).unbind(0)
+    q, k[..., 501, :] = q.abs(), 900.0
+    torch.testing.assert_close(
+        coarse_attention(q, k, v), v[..., 501:502, :].expand_as(v), rtol=1e-2, atol=1e-2
+    )
