@@ -12,7 +12,7 @@ from pixsigma.interfaces import Perturbation
 from pixsigma.models.attention import attention, coarse_attention
 from pixsigma.models.embeddings import Mlp
 from pixsigma.models.perturbed import perturbed_attention
-from pixsigma.models.products import Linear, multiplies_in_bfloat16
+from pixsigma.models.products import Linear, is_coarse, multiplies_in_bfloat16
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """(B, N, D) to (B, N, D); `grid` is (rows, columns) of the tokens."""
         # what both products round anyway, and the attention between them, is handed on as it is
-        both = self.coarse and multiplies_in_bfloat16(self.proj)
-        rounded = both and not self.compressed and perturbation is None
+        both = multiplies_in_bfloat16(self.qkv) and multiplies_in_bfloat16(self.proj)
+        rounded = both and self.coarse and not self.compressed and perturbation is None
         given = x.to(torch.bfloat16) if rounded else x
         y: Tensor = self.proj(self.mixed(*self.projected(given), grid, perturbation))
         return y.to(x.dtype) if rounded else y
 
     @property
     def coarse(self) -> bool:
-        """Whether bf16 is enough: where queries, keys and values are made by such products."""
-        return multiplies_in_bfloat16(self.qkv) and not torch.is_grad_enabled()
+        """Whether bf16 is enough: where queries, keys and values are no more exact."""
+        return is_coarse(self.qkv) and not torch.is_grad_enabled()
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(…, D) to queries, keys and values (…, D) each: what a token gives by itself."""

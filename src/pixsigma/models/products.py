@@ -107,6 +107,11 @@ def multiplies_in_bfloat16(layer: nn.Module) -> bool:
     return bool(getattr(layer, "in_bfloat16", False))
 
 
+def is_coarse(layer: nn.Module) -> bool:
+    """Whether a layer's answers are so coarse, as all quantised ones' but the finest are."""
+    return bool(getattr(layer, "coarse", False))
+
+
 @cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether this is a CPU with instructions for bf16 products, which are very slow without."""

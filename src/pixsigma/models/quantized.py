@@ -103,6 +103,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.empty(num_out) if bias else None)
         self._packed: Any = None
 
+    @property
+    def coarse(self) -> bool:
+        """Whether bf16 is exact enough for what is made of the answers, and this CPU has it."""
+        return has_bfloat16(self.weight.device)
+
     def __getstate__(self) -> dict[str, Any]:
         # what is packed belongs to this process and its CPU
         return {**self.__dict__, "_packed": None}
@@ -180,6 +185,11 @@ class Int16Linear(Int8Linear):
     def in_bfloat16(self) -> bool:
         """Whether one bf16 product is all that is done."""
         return not self.once and has_bfloat16(self.weight.device)
+
+    @property
+    def coarse(self) -> bool:
+        """The same: three products of 8 bits are finer."""
+        return self.in_bfloat16
 
     def forward(self, x: Tensor, post: Post = "none") -> Tensor:
         """(…, in) to (…, out), in the dtype of `x`."""
