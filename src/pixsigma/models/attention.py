@@ -16,6 +16,8 @@ PIECE = 1024
 """Queries and keys whose weights in bf16 a cache holds."""
 EVERY = 16
 """Of so many keys one is looked at for the greatest weight."""
+LARGEST = 2.0**100
+"""A sum of weights that leaves room for values."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -36,38 +38,50 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Where those are of tiles (AMX), and for few keys, the fused kernel is the quicker. Elsewhere it
     gains nothing for many, and pieces of products do.
     """
-    rounded = [x.to(torch.bfloat16) for x in (q, k, v)]
     if not cpu_has("amx_tile") and k.shape[2] >= PIECE:
-        y = _by_pieces(rounded[0], rounded[1], rounded[2])
-        if y.isfinite().all():
-            return y.to(q.dtype)
+        return _by_pieces(q, k, v).to(q.dtype)
+    rounded = [x.to(torch.bfloat16) for x in (q, k, v)]
     return scaled_dot_product_attention(rounded[0], rounded[1], rounded[2]).to(q.dtype)
 
 
 def _by_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax as sums of 2^(score - top), which no pass but the power has to look at.
+    """Head by head, a piece of the queries at a time.
 
-    `top` is the greatest score of some keys: any number will do from which no power overflows. It
-    is subtracted by the product, (q, -top)·(k, 1), before scores are rounded, so that the greatest
-    are the most exact; weights are summed by the product too, as a value that is 1. Values lie
-    transposed, since oneDNN's product of few rows is half again as quick as that of few columns.
+    Values lie transposed: oneDNN's product of few rows is half again as quick as that of few
+    columns.
     """
     size, num = q.shape[-1], q.shape[2]
-    queries = pad(q * (size**-0.5 * math.log2(math.e)), (0, 2)).flatten(0, 1)  # even for bf16
-    keys = pad(k, (0, 2), value=1.0).flatten(0, 1)
-    values = pad(v, (0, 1), value=1.0).mT.contiguous().flatten(0, 1)
+    scaled = (q * (size**-0.5 * math.log2(math.e))).to(torch.bfloat16)
+    queries = pad(scaled, (0, 2)).flatten(0, 1)  # an even number, as bf16 wants
+    keys = pad(k.to(torch.bfloat16), (0, 2), value=1.0).flatten(0, 1)
+    values = pad(v.to(torch.bfloat16), (0, 1), value=1.0).mT.contiguous().flatten(0, 1)
     y = queries.new_empty(len(values), size, num, dtype=torch.float32)
-    for head, keys_of, values_of in zip(range(len(y)), keys, values, strict=True):
-        sample = keys_of[::EVERY].mT
-        pieces = list(zip(keys_of.split(PIECE), values_of.split(PIECE, dim=1), strict=True))
-        for begin in range(0, num, PIECE):
-            part = queries[head, begin : begin + PIECE]
-            part[:, size] = -torch.mm(part, sample).amax(dim=-1)
-            sums = y.new_zeros(size + 1, len(part))
-            for some_keys, some_values in pieces:
-                sums += torch.mm(some_values, torch.mm(part, some_keys.mT).exp2_().mT)
-            torch.div(sums[:-1], sums[-1], out=y[head, :, begin : begin + PIECE])
+    for head in range(len(y)):
+        parts = queries[head].split(PIECE), y[head].split(PIECE, dim=1)
+        for part, answer in zip(*parts, strict=True):
+            answer.copy_(_weighted(part, keys[head], values[head]))
     return y.mT.unflatten(0, q.shape[:2])
+
+
+def _weighted(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(N, K and 0, 0), (L, K and 1, 1), (K and 1, L) to the means of values (K, N), in float32.
+
+    Softmax as sums of 2^(score - top), which no pass but the power has to look at: `top` is
+    subtracted by the product, (q, -top)·(k, 1), before scores are rounded, so that the greatest
+    are the most exact, and weights are summed by the product too, as a value that is 1. The
+    greatest score of some keys will do for `top`, unless another is so much greater that its power
+    overflows.
+    """
+    pieces = list(zip(keys.split(PIECE), values.split(PIECE, dim=1), strict=True))
+    for looked_at in (keys[::EVERY], keys):
+        queries[:, -2] = 0
+        queries[:, -2] = -torch.mm(queries, looked_at.mT).amax(dim=-1)
+        sums = torch.zeros(len(values), len(queries))
+        for some_keys, some_values in pieces:
+            sums += torch.mm(some_values, torch.mm(queries, some_keys.mT).exp2_().mT)
+        if sums[-1].max() < LARGEST:
+            break
+    return sums[:-1] / sums[-1]
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
