@@ -88,15 +88,19 @@ def networks(args: Namespace) -> dict[str, torch.nn.Module]:
 def step_of(name: str, network: torch.nn.Module, task: Task) -> Callable[[], Tensor]:
     if "diffusers" in name:
         return step_of_diffusers(network, task)
-    if name == FRESH:
-        return step_of_ours(network, task)
     # the compiled module has no `read`; its parts are those of the original
-    return kept_pages()(step_of_ours(network, task))
+    step = step_of_ours(network, task)
+    return kept_pages()(step) if keeps(name) else step
+
+
+def keeps(name: str) -> bool:
+    """Whether a variant keeps freed memory from step to step."""
+    return "ours" in name and name != FRESH
 
 
 def settle(name: str) -> None:
     """Memory as a step of this variant finds it within a drawing, though others ran before it."""
-    if "ours" in name and name != FRESH:
+    if keeps(name):
         with kept_pages():
             torch.ones(KEPT)
     else:

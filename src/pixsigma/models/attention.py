@@ -39,7 +39,7 @@ def coarse_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     gains nothing for many, and pieces of products do.
     """
     if not cpu_has("amx_tile") and k.shape[2] >= PIECE:
-        return _by_pieces(q, k, v).to(q.dtype)
+        return _by_pieces(q, k, v)
     rounded = [x.to(torch.bfloat16) for x in (q, k, v)]
     return scaled_dot_product_attention(rounded[0], rounded[1], rounded[2]).to(q.dtype)
 
@@ -55,7 +55,7 @@ def _by_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     queries = pad(scaled, (0, 2)).flatten(0, 1)  # an even number, as bf16 wants
     keys = pad(k.to(torch.bfloat16), (0, 2), value=1.0).flatten(0, 1)
     values = pad(v.to(torch.bfloat16), (0, 1), value=1.0).mT.contiguous().flatten(0, 1)
-    y = queries.new_empty(len(values), size, num, dtype=torch.float32)
+    y = q.new_empty(len(values), size, num)
     for head in range(len(y)):
         parts = queries[head].split(PIECE), y[head].split(PIECE, dim=1)
         for part, answer in zip(*parts, strict=True):
