@@ -125,7 +125,8 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
     text = torch.randn(1, 20, config.caption_channels, generator=torch.Generator().manual_seed(0))
     captions, (t, t0) = [net.read(text)], net.embed(torch.full((1,), 500.0))
     # layers that keep their weights once more, in the order of a kernel, make it when first asked
-    net.through(net.enter(torch.zeros(1, 4, 4, 4)), t0, captions, (2, 2))
+    tokens, grid = net.enter(torch.zeros(1, 4, 4, 4))
+    net.through(tokens, t0, captions, grid)
     base = resident()
     for size in sizes:
         step = Step(args, size, compressed)

@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 SHOWN, STEPS = 128, 12
 """Side of a picture on the page, and steps of a drawing, where a row says nothing else."""
 
-LOOKED_AT = "a60f3f4fe1a6"
-"""The mark of the transformer whose pictures the notes speak of."""
+LOOKED_AT = "4d6f20336528"
+"""The mark of the model whose pictures the notes speak of."""
 
 APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
 BEACH = "a boat on the beach"
@@ -71,8 +71,9 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
 def mark_of(pipe: PixArtSigmaPipeline) -> str:
     """What tells one model's weights from another's."""
     digest = hashlib.sha256()
-    for name, weight in sorted(pipe.transformer.state_dict().items()):
-        digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
+    for network in (pipe.transformer, pipe.text_encoder.encoder):
+        for name, weight in sorted(network.state_dict().items()):
+            digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_a_step_goes_on_where_it_was_left(sizes: ModuleType, tmp_path: Path) -> 
     assert again.begun(lambda: pytest.fail("begun anew")) == 2
     step.kept.unlink()  # the tokens are lost: what was timed is of another step
     assert sizes.Step(args, "32x32", compressed=False).begun(lambda: (first, None)) == 1
+
+
+def test_a_step_runs_block_by_block_to_its_end(
+    sizes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    small = {"num_attention_heads": 1, "attention_head_dim": 16}
+    whole = sizes.random_transformer
+    monkeypatch.setattr(sizes, "random_transformer", lambda c: whole(replace(c, **small)))
+    flags = ["sizes.py", "--only", "256x256", "--out", str(tmp_path), "--minutes"]
+    monkeypatch.setattr(sys, "argv", [*flags, "0"])
+    sizes.main()
+    assert not list(tmp_path.glob("sizes/*.json")), "no block begins after the minutes"
+    monkeypatch.setattr(sys, "argv", [*flags, "5"])
+    sizes.main()
+    told = capsys.readouterr().out
+    assert told.count("the whole step") == 2 and "scaled" not in told
+    rows = json.loads((tmp_path / "sizes.json").read_text())["rows"]
+    assert [row["compressed"] for row in rows] == [False, True]
+    assert not list(tmp_path.glob("sizes/*.pt")), "tokens of steps that are done"
 
 
 def test_a_table_says_what_is_scaled(sizes: ModuleType, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import random
 import sys
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from pixsigma.evaluation.compositions import RELATIONS, TASKS, Composition, Wanted
 from pixsigma.evaluation.segments import has_colour, segments
@@ -115,3 +116,76 @@ def test_an_epoch_sees_single_things_more_often(monkeypatch: pytest.MonkeyPatch)
         {"kind": "composition", "background": "white", "composed": True},
     ]
     assert features.epoch(rows, white=3, single=2) == [0, 0, 0, 1, 1, 2, 2, 3]
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that teaches nouns."""
+    pytest.importorskip("resvg_py")
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    import words as script
+
+    return script
+
+
+def test_nouns_are_those_of_what_can_be_seen(words: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "data.noun"
+    file.write_text(
+        "  1 This software and database\n"
+        '02123649 05 n 03 kitty 0 kitty-cat 0 Puss 0 002 @ 02123424 n 0000 | a cat; "here, kitty"\n'
+        "05841351 09 n 01 idea 0 000 | the content of cognition\n"
+    )
+    assert words.read_nouns(file) == [("kitty", "a cat")]
+
+
+def test_a_noun_means_the_thing_that_one_of_its_senses_is_near(
+    words: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    senses = [("jumper", "a sheep"), ("jumper", "a garment"), ("rock", "stone"), ("cat", "a cat")]
+    line = "00000001 05 n 01 {} 0 000 | {}; and more\n"
+    (tmp_path / "nouns").write_text("".join(line.format(*sense) for sense in senses))
+    near = {"sheep": (1.0, 0.0), "shirt": (0.0, 1.0), "jumper": (0.3, 0.6), "rock": (0.2, 0.3)}
+    near |= {
+        "jumper: a sheep": (0.9, 0.0),
+        "jumper: a garment": (0.0, 0.5),
+        "rock: stone": (0, 0.5),
+    }
+    monkeypatch.setattr(words, "teach", lambda texts, _: torch.tensor([near[t] for t in texts]))
+    args = SimpleNamespace(nouns=tmp_path / "nouns", teacher=None)
+    found = words.meanings(args, ["sheep", "shirt"], known={"cat"})
+    assert found == {"jumper": "sheep"}  # (0.3 + 0.9) / 2 beats (0.6 + 0.5) / 2; a rock has 0.4
+
+
+def test_a_noun_takes_the_place_of_its_thing_and_no_other(words: ModuleType) -> None:
+    captions = [
+        "A cat face, flat",
+        "an owl above two cats",
+        "a red cat.",
+        "the " + "big " * 20 + "cat",
+    ]
+    places = words.places_of(["cat", "cat face", "owl"], captions)
+    assert places["cat face"] == [["A ", "cat face", ", flat"]]
+    assert places["cat"] == [["an owl above two ", "cats", ""], ["a red ", "cat", "."]]
+    segments = words.exchanged(places["owl"][0], "owl", "kitty")
+    assert "".join(part.told for part in segments).replace(" ", "") == "anowlabovetwocats"
+    assert [part.asked for part in segments if part.asked != part.told] == ["a", "kitty"]
+    two = words.exchanged(places["cat"][0], "cat", "kitty")
+    assert "".join(part.asked for part in two) == "an owl above two kitties"
+    assert [p.asked for p in words.exchanged(["", "Cat", ","], "cat", "owl")][1:2] == ["Owl,"]
+
+
+class Letters:
+    """A piece a letter."""
+
+    def ids(self, text: str) -> list[int]:
+        return [*map(ord, text.replace(" ", "")), 1]
+
+
+def test_tokens_of_a_noun_look_at_those_of_the_thing(words: ModuleType) -> None:
+    lessons = words.Lessons(Letters(), {"kitty": "cat"}, {"cat": [["a ", "cat", " on it"]]})
+    asked, told, own = lessons.of("kitty", random.Random(0))
+    assert asked == [*map(ord, "akittyonit"), 1] and told == [*map(ord, "acatonit"), 1]
+    assert own == [0, 1, 1, 2, 3, 3, 4, 5, 6, 7, 8]
+    ids, mask, *_, places = lessons.batch(["kitty"], random.Random(0))
+    assert ids[mask].tolist() == asked and places.tolist() == [own]
+    assert lessons.mixed(2, random.Random(0)) == ["a cat on it"] * 2

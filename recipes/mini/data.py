@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captions import caption_composed, caption_plain
-from layouts import COLOURED, SOLIDS, THINGS, Part, art_of, compose, questions, training_plans
-from layouts import COLOURS as NAMED_COLOURS
+from layouts import COLOURED, THINGS, Part, art_of, compose, questions, training_plans
 from layouts import captions as layout_captions
 from lines import Row, read_lines
 from PIL import Image, ImageOps
@@ -28,6 +27,8 @@ from scenes import (
     place_standing,
     with_face,
 )
+from solids import COLOURS as NAMED_COLOURS
+from solids import SOLIDS
 from sources import Thing, fetch, read_art, read_things, slug, with_article
 
 from pixsigma.weights.files import write_lines

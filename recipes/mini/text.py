@@ -179,6 +179,8 @@ def piece_embeddings(args: argparse.Namespace, tokenizer: Tokenizer) -> Tensor:
 class Student(nn.Module):
     """The encoder and the heads that are thrown away after distilling."""
 
+    place: Tensor
+
     def __init__(self, config: T5Config, pieces: Tensor) -> None:
         """`pieces` (P,) are ids of the vocabulary."""
         super().__init__()
@@ -348,7 +350,7 @@ def equalise(encoder: T5Encoder, data: dict[str, Any]) -> None:
     """Scale the last norm so that every feature has a deviation of 1 over real tokens."""
     ids, mask, _ = rows_of(data, torch.arange(HELD_OUT, HELD_OUT + 4000))
     tokens = encoder(ids, mask)[mask]
-    encoder.final_norm.weight /= tokens.std(0)
+    encoder.final_norm.weight.div_(tokens.std(0))
     tokens = tokens / tokens.std(0)
     print(f"features: mean {tokens.mean(0).abs().mean():.3f} (absolute), deviation 1", flush=True)
 
