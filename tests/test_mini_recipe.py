@@ -16,10 +16,15 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 
 
 @pytest.fixture
-def layouts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe's modules lie beside each other, as its scripts are run."""
     pytest.importorskip("resvg_py")
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+
+
+@pytest.fixture
+def layouts(beside: None) -> ModuleType:
+    """The script that draws compositions."""
     import layouts
 
     return layouts
@@ -119,10 +124,8 @@ def test_an_epoch_sees_single_things_more_often(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def words(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def words(beside: None) -> ModuleType:
     """The script that teaches nouns."""
-    pytest.importorskip("resvg_py")
-    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
     import words as script
 
     return script

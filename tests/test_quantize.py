@@ -38,7 +38,8 @@ from small import (
 MODES = ("int8", "int8-fast")
 
 BFLOAT16 = engine.has_bfloat16(torch.device("cpu"))
-IN_8_BITS = 0.06 if engine.saturates() else 0.04  # of the weights 7 where a CPU adds in 16
+IN_8_BITS = 0.06 if engine.saturates() else 0.04
+"""Of a step in 8 bits; where a CPU adds in 16 weights have 7."""
 LAYER_BOUND = 6e-3 if BFLOAT16 else 2e-4
 """Of one layer of 16 bits: bf16 has 8 of them, and rounds the answer too."""
 EDGE = 1e-2 if BFLOAT16 else 1e-3
@@ -162,8 +163,7 @@ def test_what_is_not_finite_stays_so(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "bound"),
-    [("int8", 2e-2 if BFLOAT16 else 5e-4), ("int8-fast", IN_8_BITS)],
+    ("mode", "bound"), [("int8", 2e-2 if BFLOAT16 else 5e-4), ("int8-fast", IN_8_BITS)]
 )
 def test_one_step_is_within_the_bound_of_its_mode(mode: str, bound: float) -> None:
     model = small_transformer()

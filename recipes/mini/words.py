@@ -27,6 +27,7 @@ from sources import read_things, with_article
 from text import MAX_LENGTH, cached, read_captions, save, teach
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.nn.utils.rnn import pad_sequence
 
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import Tokenizer, words_in
@@ -126,7 +127,8 @@ def read_nouns(path: Path) -> list[tuple[str, str]]:
 def places_of(things: Sequence[str], captions: Sequence[str]) -> dict[str, list[list[str]]]:
     """By thing the short captions that name it, cut into what is before, its name, what is behind.
 
-    The longest name that fits is the thing's: no "cat face" is a cat.
+    The longest name that fits is the thing's: no "cat face" is a cat. What no caption
+    names has one of its name alone.
     """
     names = {form.lower(): thing for thing in things for form in (plural(thing), thing)}
     longest = sorted(names, key=len, reverse=True)
@@ -136,7 +138,7 @@ def places_of(things: Sequence[str], captions: Sequence[str]) -> dict[str, list[
         for match in pattern.finditer(caption):
             cut = [caption[: match.start()], match[0], caption[match.end() :]]
             found[names[match[0].lower()]].append(cut)
-    return found
+    return {thing: cuts or [["a ", thing, ""]] for thing, cuts in found.items()}
 
 
 def exchanged(place: Sequence[str], thing: str, noun: str) -> list[Segment]:
@@ -168,7 +170,7 @@ class Lessons:
     def of(self, noun: str, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
         """Ids as asked and as told, and for each token as asked the place of its own as told."""
         thing = self.meant[noun]
-        place = rng.choice(self.places[thing]) if self.places[thing] else ["a ", thing, ""]
+        place = rng.choice(self.places[thing])
         asked: list[int] = []
         told: list[int] = []
         own: list[int] = []
@@ -182,9 +184,7 @@ class Lessons:
     def mixed(self, number: int, rng: random.Random) -> list[str]:
         """Captions in which a thing stands in another's place: what no picture has shown."""
         things = list(self.places)
-        places = [
-            rng.choice(self.places[rng.choice(things)] or [["a ", "", ""]]) for _ in range(number)
-        ]
+        places = [rng.choice(self.places[rng.choice(things)]) for _ in range(number)]
         return [front + rng.choice(things) + back for front, _, back in places]
 
     def batch(self, nouns: Sequence[str], rng: random.Random) -> tuple[Tensor, ...]:
@@ -195,10 +195,8 @@ class Lessons:
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """(B, L) numbers and which of them are real."""
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    numbers = torch.zeros(mask.shape, dtype=torch.int64)
-    numbers[mask] = torch.tensor([number for row in rows for number in row])
+    numbers = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = torch.arange(numbers.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     return numbers, mask
 
 
@@ -221,6 +219,7 @@ def train(
     groups = [{"params": others, "peak": 1e-3}, {"params": [embedding], "peak": 5e-3}]
     captions = sorted(captions, key=len)  # with any lengths half of a batch would be padding
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+    unseen = lessons.batch(nouns[:HELD_OUT], random.Random(1))
     began, step = time.monotonic(), 0
     while (part := (time.monotonic() - began) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
@@ -238,7 +237,6 @@ def train(
         step += 1
         if step % 50 == 0:
             with torch.no_grad():
-                unseen = lessons.batch(nouns[:HELD_OUT], random.Random(1))
                 error = apart(student, teacher, unseen)
             print(
                 f"step {step} {60 * minutes * part:.0f} s nouns {(loss - HELD * kept).item():.3f} "
@@ -257,10 +255,9 @@ def apart(student: T5Encoder, teacher: T5Encoder, lesson: tuple[Tensor, ...]) ->
 
 
 def drift(student: T5Encoder, teacher: T5Encoder, ids: Tensor, mask: Tensor) -> Tensor:
-    """The same for captions."""
-    with torch.no_grad():
-        wanted = teacher(ids, mask)[mask]
-    return mse_loss(student(ids, mask)[mask], wanted)
+    """The same for captions, whose tokens are their own."""
+    own = torch.arange(ids.shape[1]).expand_as(ids)
+    return apart(student, teacher, (ids, mask, ids, mask, own))
 
 
 if __name__ == "__main__":
