@@ -215,7 +215,7 @@ def steering_rows() -> list[Row]:
     fish = asked("a fish", 3)
     family: dict[str, Asked] = {
         "none (1)": {"guidance_scale": 1.0},
-        "4.5": {},
+        "3": {},
         "9": {"guidance_scale": 9.0},
         "9, rescale 0.7": {"guidance_scale": 9.0, "guidance": {"rescale": 0.7}},
         "9, apg, norm 2": {"guidance_scale": 9.0, "guidance": {"apg": True, "apg_norm": 2.0}},

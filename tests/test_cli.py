@@ -41,6 +41,7 @@ class FakePipeline:
     """Draws plain pictures of the size asked for, and remembers the requests."""
 
     default_size = (128, 128)
+    default_guidance = 3.0
     device = torch.device("cpu")
     dtype = torch.float32
 
@@ -94,6 +95,7 @@ def test_a_prompt_becomes_a_file_that_says_how(pipe: FakePipeline, tmp_path: Pat
     assert settings["prompt"] == "A Red apple!"
     assert (settings["seed"], settings["num_inference_steps"]) == (5, 3)
     assert (settings["model"], settings["dtype"]) == ("mini", "float32")
+    assert settings["guidance_scale"] == 3.0  # the model's own
 
 
 def test_settings_inside_make_the_same_request_again(pipe: FakePipeline, tmp_path: Path) -> None:
@@ -487,6 +489,7 @@ from pixsigma.denoising import Step
 
 class Slow:
     default_size = (64, 64)
+    default_guidance = 4.5
     def to(self, device):
         return self
     def stream_many(self, requests, at_once):

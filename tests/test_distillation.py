@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pictures import small_encoders_folder
 from pixsigma.config import ScheduleConfig
 from pixsigma.data.features import Batch
 from pixsigma.diffusion.prediction import predicted
@@ -16,9 +17,11 @@ from pixsigma.errors import InputError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.training.distill import Distillation
 from pixsigma.training.recipe import Recipe, read_recipe
+from pixsigma.training.run import save_beside
 from pixsigma.training.sections import DistillSection
 from pixsigma.training.trainer import Trainer
 from pixsigma.weights.folder import save_transformer
+from pixsigma.weights.index import folder_guidance
 from small import SIGMA, small_features, small_transformer
 
 MEAN, STD = 0.7, 0.4
@@ -195,6 +198,13 @@ def test_a_student_is_trained_and_its_target_is_the_average(folder: Path, tmp_pa
     with torch.no_grad():
         torch.testing.assert_close(task.target(x, t, text), trainer.averaged()(x, t, text))
         assert not torch.equal(trainer.model(x, t, text), teacher)
+
+
+def test_a_student_is_drawn_without_guidance(folder: Path, tmp_path: Path) -> None:
+    base = small_encoders_folder(tmp_path / "base")
+    save_transformer(small_transformer(), base / "transformer")
+    save_beside(Trainer(recipe(folder, "[distill]\n", base=str(base)), tmp_path), tmp_path)
+    assert folder_guidance(tmp_path / "model") == 1.0
 
 
 def test_lcm_lora_learns_from_the_model_beneath_it(folder: Path, tmp_path: Path) -> None:

@@ -315,6 +315,7 @@ def artist(pipe: Any, prompts: Sequence[str], settings: Settings) -> Iterator[Im
 
 class Named:
     name = "artist"
+    default_guidance = 3.0
 
 
 def test_an_evaluation_scores_a_good_artist(
@@ -326,6 +327,7 @@ def test_an_evaluation_scores_a_good_artist(
     told = list(run.evaluate(pipe, Questions(data), out, run.Job(images=2)))
     assert [(p.done, p.total) for p in told if p.measure == "things"] == [(1, 3), (2, 3), (3, 3)]
     scores = json.loads((out / "scores.json").read_text())
+    assert scores["settings"]["guidance"] == 3.0
     for measure in questions.RETRIEVED:
         assert scores[measure] == {"top1": 1.0, "top5": 1.0, "num": 3}
     assert scores["compositions"]["single"] == 1.0

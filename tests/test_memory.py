@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.small import small_transformer
+from tests.small import small_autoencoder, small_text_encoder, small_transformer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -32,6 +33,7 @@ from pixsigma.rehearsal import rehearse
 from pixsigma.requests import GenerationRequest
 from pixsigma.weights.controls import Outline, save_control
 from pixsigma.weights.facts import Facts, facts_of
+from pixsigma.weights.folder import save_folder
 from pixsigma.weights.prompt_cache import CachedT5
 from pixsigma.weights.streaming import StreamedT5
 
@@ -209,6 +211,21 @@ def test_the_command_tells_a_plan_and_fails_where_nothing_fits(
     poor = run("--memory", "100MB")
     assert poor.exit_code == 1 and "more than" in poor.stdout
     assert run("--decode", "stripes").exit_code == 2
+
+
+def test_a_plan_is_for_the_guidance_that_suits_the_model(tmp_path: Path) -> None:
+    save_folder(
+        tmp_path,
+        transformer=small_transformer(),
+        text_encoder=small_text_encoder(),
+        autoencoder=small_autoencoder(),
+        guidance_scale=1.0,
+    )
+    asked = partial(
+        fitting.plan_for, str(tmp_path), size=None, device=CPU.device, dtype=torch.float32
+    )
+    assert not asked().wish.guided
+    assert asked(guidance=2.0).wish.guided
 
 
 def test_the_commands_count_controlnets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from pixsigma import (
 )
 
 FAST = {"num_inference_steps": 3, "width": 32, "height": 32}
+CALL: dict[str, Any] = {**FAST, "use_resolution_binning": False, "output_type": "latent"}
 
 
 def last(steps: Iterator[Step]) -> Step:
@@ -55,6 +57,25 @@ def test_a_picture_depends_on_its_seed_alone(sampler: str) -> None:
         # Relative: the random network's latents are of the order of a hundred.
         assert (together[k : k + 1] - alone).norm() <= 1e-5 * alone.norm()
     assert not torch.allclose(together[0], together[1])
+
+
+def test_a_request_without_guidance_has_what_suits_the_model(tmp_path: Path) -> None:
+    pipe = pipeline()
+    usual = latents_of(pipe, seed=1, guidance_scale=4.5)
+    assert torch.equal(latents_of(pipe, seed=1), usual)
+    pipe.default_guidance = 2.0
+    pipe.save_pretrained(tmp_path)
+    pipe = PixArtSigmaPipeline.from_pretrained(tmp_path)
+    own = latents_of(pipe, seed=1)
+    assert torch.equal(own, latents_of(pipe, seed=1, guidance_scale=2.0))
+    assert not torch.allclose(own, usual)
+
+    def called(**more: Any) -> Tensor:
+        found: Tensor = pipe("a cat", generator=torch.manual_seed(1), **CALL, **more).images
+        return found
+
+    assert torch.equal(called(), called(guidance_scale=2.0))
+    assert not torch.allclose(called(), called(guidance_scale=4.5))
 
 
 def test_every_sampler_draws() -> None:

@@ -9,14 +9,14 @@ from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.requests import LARGEST_SEED, GenerationRequest, parse_prompt_file, request_from
 
 
-def test_defaults_are_those_of_the_published_pipeline() -> None:
+def test_defaults_leave_to_the_model_what_suits_it() -> None:
     assert GenerationRequest(prompt="a cat").model_dump() == {
         "prompt": "a cat",
         "negative_prompt": "",
         "width": None,
         "height": None,
         "num_inference_steps": 20,
-        "guidance_scale": 4.5,
+        "guidance_scale": None,
         "sampler": "dpm++2m",
         "seed": None,
         "num_images": 1,

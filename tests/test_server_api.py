@@ -58,6 +58,7 @@ def test_a_job_is_accepted_drawn_and_fetched_with_its_settings_inside(tmp_path: 
             (tmp_path / "it.png").write_bytes(fetched.content)
             settings = read_settings(tmp_path / "it.png")
             assert settings["seed"] == 5 + number and settings["prompt"] == "a cat"
+            assert settings["guidance_scale"] == 4.5  # the model's own, where none was asked for
         *_, last = small_pipeline().stream("a cat", seed=6, **SMALL)
         assert Image.open(tmp_path / "it.png").tobytes() == last.images[0].tobytes()
 

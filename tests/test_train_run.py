@@ -31,6 +31,7 @@ from pixsigma.training.run import read_metrics, train
 from pixsigma.training.sections import KVSection, OptimizerSection
 from pixsigma.training.step import draw_noise, draw_timesteps
 from pixsigma.training.trainer import Trainer
+from pixsigma.weights.files import write_json
 from pixsigma.weights.folder import read_text_encoder, save_transformer
 from small import small_features, small_transformer
 
@@ -64,6 +65,8 @@ num_inference_steps = 2
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = small_encoders_folder(tmp_path_factory.mktemp("base"))
     save_transformer(small_transformer(), folder / "transformer")
+    told = {"_class_name": "PixArtSigmaPipeline", "_guidance_scale": 3.0}
+    write_json(folder / "model_index.json", told)
     return folder
 
 
@@ -104,6 +107,7 @@ def test_a_run_leaves_a_model_that_draws_and_what_it_went_through(
     with Image.open(out / "curves.png") as curves:
         curves.verify()
     pipe = PixArtSigmaPipeline.from_pretrained(out)
+    assert pipe.default_guidance == 3.0
     trained = torch.load(latest_checkpoint(out), weights_only=True)["ema"]
     for name, value in pipe.transformer.state_dict().items():
         assert torch.equal(value, trained[name]), name

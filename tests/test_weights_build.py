@@ -42,7 +42,22 @@ def test_a_saved_folder_loads_as_it_was(whole: Path):
     assert found.sampler == get_sampler("dpm++2m-karras")
     assert found.schedule.config.prediction_type == "v_prediction"
     assert (found.variant, found.max_tokens, found.resolution) == ("sigma", 30, 512)
-    assert found.name == str(whole)
+    assert (found.name, found.guidance_scale) == (str(whole), 4.5)
+
+
+def test_a_folder_tells_the_guidance_that_suits_it(tmp_path: Path):
+    save_folder(tmp_path, transformer=small_transformer(), guidance_scale=3.0)
+    assert load_components(tmp_path, parts=("transformer",)).guidance_scale == 3.0
+
+
+@pytest.mark.parametrize("told", [-1, 101, "3", True, None])
+def test_a_guidance_that_is_none_is_refused(tmp_path: Path, told: object):
+    save_folder(tmp_path, transformer=small_transformer())
+    index = tmp_path / "model_index.json"
+    assert "_guidance_scale" not in index.read_text()
+    write_json(index, {**json.loads(index.read_text()), "_guidance_scale": told})
+    with pytest.raises(MismatchError, match="must be a number from 0 to 100"):
+        load_components(tmp_path, parts=("transformer",))
 
 
 def test_only_the_parts_that_are_asked_for_are_read(whole: Path, tmp_path: Path):

@@ -24,6 +24,8 @@ from pixsigma.weights.folder import (
 )
 
 MAX_TOKENS = 120
+GUIDANCE_SCALE = 3.0
+"""Where more of its things are known than at the usual 4.5."""
 LARGEST = 48 * 2**20
 """Bytes that the folder may have, so that the package stays a small download."""
 
@@ -52,6 +54,7 @@ def main() -> None:
         text_encoder=text_encoder,
         sampler=get_sampler("dpm++2m"),
         schedule=NoiseSchedule(ScheduleConfig(prediction_type="v_prediction")),
+        guidance_scale=GUIDANCE_SCALE,
     )
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 2**20:.1f} MiB")

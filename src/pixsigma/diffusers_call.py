@@ -45,7 +45,7 @@ def call_as_diffusers(
     num_inference_steps: int = 20,
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
-    guidance_scale: float = 4.5,
+    guidance_scale: float | None = None,
     num_images_per_prompt: int = 1,
     height: int | None = None,
     width: int | None = None,
@@ -66,8 +66,8 @@ def call_as_diffusers(
 ) -> PipelineOutput | tuple[Any]:
     """Draw, with the arguments, defaults and numbers of diffusers' PixArtSigmaPipeline.
 
-    `control` is ours: hints for every picture, as `GenerationRequest.control` has them.
-    Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
+    `guidance_scale` None is what suits the model, 4.5 for the published ones. `control` is ours:
+    hints as a request has them. Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
     """
     asked = height or self.default_size[0], width or self.default_size[1]
     size = binned(self, asked) if use_resolution_binning else asked
@@ -77,18 +77,18 @@ def call_as_diffusers(
     text = features(self, prompt, prompt_embeds, prompt_attention_mask, prepare, limit)
     num = len(text.mask)
     negative = None
-    if guidance_scale > 1:  # below 1 diffusers does not guide either
+    scale = self.default_guidance if guidance_scale is None else guidance_scale
+    if scale > 1:  # below 1 diffusers does not guide either
         embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
         negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, num)
-        negative = negative.repeat_interleave(num_images_per_prompt)
     sampler = with_eta(self.sampler, eta)
     levels = sampler.levels(self.schedule, num_inference_steps)
     if timesteps is not None or sigmas is not None:
         levels = sampler.levels_at(self.schedule, timesteps=timesteps, ratios=sigmas)
     drawing = self.drawing(
         text.repeat_interleave(num_images_per_prompt),
-        negative,
-        guidance_scale if guidance_scale > 1 else 1.0,
+        negative and negative.repeat_interleave(num_images_per_prompt),
+        max(scale, 1.0),
         levels,
         size,
         generators(generator, num * num_images_per_prompt),

@@ -9,6 +9,9 @@ from pixsigma.errors import InputError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share of the steps: step i of S begins at i / S."""
 
+LARGEST_SCALE = 100.0
+"""What may be asked for at most."""
+
 
 class GuidanceOptions(BaseModel):
     """Extensions of classifier-free guidance; the defaults leave it as it is.
@@ -24,7 +27,7 @@ class GuidanceOptions(BaseModel):
     stop: Fraction = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the scale goes from the request's `guidance_scale` to `end_scale`."""
-    end_scale: float = Field(default=1.0, ge=0, le=100)
+    end_scale: float = Field(default=1.0, ge=0, le=LARGEST_SCALE)
     """The scale of the last step, where there is a schedule."""
     rescale: Fraction = 0.0
     """Share of the prediction that gets the conditional one's spread (Lin et al. 2023)."""
@@ -38,9 +41,9 @@ class GuidanceOptions(BaseModel):
     """Longest update, as an L2 norm over C, H, W; the paper takes 15 for SDXL at 1024 pixels."""
     cfgpp: Fraction | None = None
     """CFG++ (Chung et al. 2024) with this weight, in place of `guidance_scale`."""
-    pag: float = Field(default=0.0, ge=0, le=100)
+    pag: float = Field(default=0.0, ge=0, le=LARGEST_SCALE)
     """Scale of perturbed-attention guidance (Ahn et al. 2024); 3 is usual, 0 is none."""
-    seg: float = Field(default=0.0, ge=0, le=100)
+    seg: float = Field(default=0.0, ge=0, le=LARGEST_SCALE)
     """Scale of smoothed-energy guidance (Hong 2024); 3 is usual, 0 is none."""
     seg_blur: float | None = Field(default=None, gt=0, le=1000)
     """Standard deviation of the blur in tokens; None averages over the whole picture."""

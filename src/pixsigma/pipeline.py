@@ -53,7 +53,7 @@ class PixArtSigmaPipeline:
     def __init__(self, components: Components) -> None:
         self.name = components.name
         self.variant = components.variant
-        self.max_tokens = components.max_tokens
+        self.max_tokens, self.default_guidance = components.max_tokens, components.guidance_scale
         self.transformer: Any = components.transformer
         self.text_encoder: Any = components.text_encoder
         self.vae: Any = components.autoencoder
@@ -135,6 +135,7 @@ class PixArtSigmaPipeline:
             sampler=self.sampler,
             schedule=self.schedule,
             variant=self.variant,
+            guidance_scale=self.default_guidance,
         )
 
     @property
@@ -242,10 +243,9 @@ class PixArtSigmaPipeline:
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
             steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
-            text, scale = steering.texts[0][0].features, request.guidance_scale
-            drawing = self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen)
+            text, beside = steering.texts[0][0].features, (levels, each.size, generators)
             drawing = dataclasses.replace(
-                drawing,
+                self.drawing(text, None, steering.scale, *beside, seen=each.seen),
                 steering=steering,
                 given=away(self.given, plan, each, images),
                 fast=request.shortcuts,

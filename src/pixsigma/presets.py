@@ -9,6 +9,9 @@ from pixsigma.errors import UnknownNameError
 
 Variant: TypeAlias = Literal["sigma", "alpha"]
 
+GUIDANCE_SCALE = 4.5
+"""What suits the published models."""
+
 MAX_TOKENS: dict[Variant, int] = {"sigma": 300, "alpha": 120}
 """L that the published models were trained with."""
 

@@ -50,8 +50,9 @@ def steering_of(
     read = reader(pipe, request)
     steps = [[(line, read(line.spans)) for line in row] for row in rows(request, num_steps)]
     texts = tuple(tuple(Clause(found, line.weight) for line, found in row) for row in steps)
+    scale = pipe.default_guidance if request.guidance_scale is None else request.guidance_scale
     nulls: tuple[TextFeatures | None, ...] = (None,) * num_steps
-    if leads(request, texts):
+    if leads(request.guidance, scale, texts):
         nulls = tuple(negatives(pipe, request, read, texts))
 
     @cache
@@ -70,7 +71,7 @@ def steering_of(
     texts = tuple(row + part for row, part in zip(texts, parts, strict=True))
     return Steering(
         options=options,
-        scale=request.guidance_scale,
+        scale=scale,
         texts=tuple(tuple(replace(c, features=leading(c.features)) for c in row) for row in texts),
         nulls=tuple(null and settled(null) for null in nulls),
         layers=layers,
@@ -140,10 +141,9 @@ def reader(
     return read
 
 
-def leads(request: "GenerationRequest", texts: tuple[tuple[Clause, ...], ...]) -> bool:
+def leads(options: GuidanceOptions, scale: float, texts: tuple[tuple[Clause, ...], ...]) -> bool:
     """Whether any step looks at the unconditional text."""
-    options = request.guidance
-    scales = [request.guidance_scale]
+    scales = [scale]
     scales += [options.end_scale] if options.schedule != "constant" else []
     composed = any(len(row) > 1 for row in texts)
     return max(scales) > 1 or options.cfgpp is not None or composed

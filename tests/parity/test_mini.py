@@ -28,6 +28,7 @@ def test_diffusers_draws_the_same_picture(prompt: str) -> None:
         "use_resolution_binning": False,
         "output_type": "np",
         "num_inference_steps": 14,
+        "guidance_scale": ours.default_guidance,
     }
     a = theirs(prompt, **call).images
     b = ours(prompt, **call).images

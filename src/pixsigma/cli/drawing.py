@@ -144,11 +144,11 @@ def load(job: Job, device: torch.device, dtype: torch.dtype) -> "PixArtSigmaPipe
 
 
 def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
-    """The request with its size and seed settled."""
+    """The request with its size, seed and guidance settled."""
     height, width = pipe.default_size
     if job.aspect:
         height, width = size_for_aspect(max(pipe.default_size), *job.aspect)
-    defaults = {"seed": secrets.randbelow(2**32)}
+    defaults = {"seed": secrets.randbelow(2**32), "guidance_scale": pipe.default_guidance}
     if request.image is None or job.aspect:
         defaults |= {"width": width, "height": height}
     return request_from(**defaults | request.model_dump(exclude_none=True))

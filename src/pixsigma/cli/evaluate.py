@@ -23,7 +23,7 @@ def evaluate(
     images: Annotated[int, typer.Option(help="Pictures of each composition.")] = 4,
     size: Annotated[int | None, typer.Option(help="Side in pixels; default: the model's.")] = None,
     steps: options.Steps = 20,
-    guidance: options.Guidance = 4.5,
+    guidance: options.Guidance = None,
     seed: Annotated[int, typer.Option(help="Of the first picture of a measure.")] = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",

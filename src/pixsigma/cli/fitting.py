@@ -45,14 +45,16 @@ def plan_for(
     decode: str = "auto",
     text_and_vae: str | None = None,
     controlnets: Iterable[str] = (),
+    guidance: float | None = None,
     measure: bool = False,
     **wish: Any,
 ) -> Plan:
-    """The plan of a picture of `size` (width, height), the model's own where None.
+    """The plan of a picture of `size` (width, height), the model's own where None, as `guidance`.
 
     Raises WeightsError, or InputError for flags that make no sense.
     """
     facts = facts_of(model, text_and_vae, controlnets)
+    wish["guided"] = (facts.guidance_scale if guidance is None else guidance) > 1
     return planned(facts, size, device, dtype, memory, decode, measure, **wish)
 
 

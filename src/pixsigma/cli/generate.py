@@ -15,7 +15,7 @@ def generate(
     size: options.Size = None,
     aspect: options.Aspect = None,
     steps: options.Steps = 20,
-    guidance: options.Guidance = 4.5,
+    guidance: options.Guidance = None,
     sampler: options.Sampler = "dpm++2m",
     negative: options.Negative = "",
     seed: options.Seed = None,

@@ -21,7 +21,9 @@ Aspect = Annotated[
     str | None, typer.Option(metavar="W:H", help="Shape, at about the model's native area.")
 ]
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option(help="How strongly the text leads.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="How strongly the text leads; default: what suits the model.")
+]
 Sampler = Annotated[str, typer.Option(help="Such as dpm++2m, sa, euler, unipc.")]
 Negative = Annotated[str, typer.Option(help="What to lead away from.")]
 Seed = Annotated[int | None, typer.Option(help="Of the first picture; drawn when not given.")]

@@ -16,7 +16,7 @@ def plan(
     model: options.Model = "mini",
     size: options.Size = None,
     steps: options.Steps = 20,
-    guidance: options.Guidance = 4.5,
+    guidance: options.Guidance = None,
     tokens: Annotated[int, typer.Option(min=1, help="Of the prompt.")] = 77,
     memory: options.Memory = None,
     decode: options.Decode = "auto",
@@ -42,7 +42,7 @@ def plan(
         text_and_vae=text_and_vae,
         controlnets=[parse_network(text)[1] for text in controlnet or []],
         steps=steps,
-        guided=guidance > 1,
+        guidance=guidance,
         tokens=tokens,
         measure=True,
     )

@@ -22,7 +22,8 @@ class Settings:
     """How every picture of an evaluation is drawn, with the sampler that the model names."""
 
     steps: int = 20
-    guidance: float = 4.5
+    guidance: float | None = None
+    """None is what suits the model."""
     size: int | None = None
     """Side in pixels; None is the model's own."""
     seed: int = 0

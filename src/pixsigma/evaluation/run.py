@@ -1,7 +1,7 @@
 """A whole evaluation: draw what the data asks, score it, lay out sheets, write the figures."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,8 @@ def evaluate(
     Raises InputError, OutputError, MissingExtraError and what drawing raises.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if job.settings.guidance is None:  # told as a number beside the scores
+        job = replace(job, settings=replace(job.settings, guidance=pipe.default_guidance))
     scores: dict[str, Any] = {
         "model": pipe.name,
         "settings": asdict(job.settings) | {"limit": job.limit, "images": job.images},

@@ -124,7 +124,7 @@ class Service:
         if model not in self.pipes:
             raise UnknownNameError(f"this server has {', '.join(self.pipes)}; got {model!r}")
         self._check(wanted, self.pipes[model])
-        request = self._settled(wanted.request)
+        request = self._settled(wanted.request, self.pipes[model])
         if idempotency_key is None or not self.store.knows(client, idempotency_key):
             self._check_room(client)
         job, new = self.store.add(
@@ -169,8 +169,12 @@ class Service:
                 retry_after=5,
             )
 
-    def _settled(self, request: GenerationRequest) -> GenerationRequest:
-        """With a seed, so that a job that is begun anew draws the same, and files of adapters."""
+    def _settled(
+        self, request: GenerationRequest, pipe: "PixArtSigmaPipeline"
+    ) -> GenerationRequest:
+        """With a seed and a scale of guidance, so that a job that is begun anew draws the same, and
+        files of adapters.
+        """
         from secrets import randbelow
 
         known = ", ".join(self.loras) or "none"
@@ -179,8 +183,10 @@ class Service:
             if choice.path not in self.loras:
                 raise UnknownNameError(f"the adapters here are {known}; got {choice.path!r}")
             loras.append({"path": str(self.loras[choice.path]), "weight": choice.weight})
-        seed = randbelow(2**32) if request.seed is None else request.seed
-        return request_from(**request.model_dump() | {"seed": seed, "loras": loras})
+        open_ones = {"seed": randbelow(2**32), "guidance_scale": pipe.default_guidance}
+        told = request.model_dump()
+        settled = {name: value for name, value in open_ones.items() if told[name] is None}
+        return request_from(**told | settled | {"loras": loras})
 
     # Out
 

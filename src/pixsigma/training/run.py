@@ -127,6 +127,8 @@ def save_beside(trainer: Trainer, out: Path) -> None:
         sampler=sampler_of(trainer.recipe),
         schedule=trainer.schedule,
         variant=parts.variant,
+        # what was distilled has guidance inside
+        guidance_scale=1.0 if trainer.recipe.distill else parts.guidance_scale,
     )
 
 

@@ -14,9 +14,9 @@ from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.text import T5TextEncoder
 from pixsigma.models.transformer import PixArtTransformer
-from pixsigma.presets import MAX_TOKENS, PRESETS, TEXT_AND_VAE, Variant
+from pixsigma.presets import GUIDANCE_SCALE, MAX_TOKENS, PRESETS, TEXT_AND_VAE, Variant
 from pixsigma.weights import folder as folders
-from pixsigma.weights import hub
+from pixsigma.weights import hub, index
 from pixsigma.weights.locate import FileChoice
 
 Part: TypeAlias = Literal["transformer", "text_encoder", "autoencoder"]
@@ -48,6 +48,8 @@ class Components:
     """Side in pixels of the pictures that it was trained on."""
     name: str
     """What was asked for."""
+    guidance_scale: float = GUIDANCE_SCALE
+    """What suits the model, for requests that name none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,7 @@ def load_components(
         max_tokens=tokens,
         resolution=opened.detected.resolution,
         name=str(name_or_path),
+        guidance_scale=index.folder_guidance(source.main),
     )
 
 
@@ -192,7 +195,7 @@ def resolve(
 def _packaged(name: str) -> Path:
     """The folder of the model inside this package."""
     folder = Path(str(resources.files("pixsigma") / name))
-    if not (folder / "model_index.json").is_file():
+    if not (folder / index.NAME).is_file():
         raise MissingWeightsError(
             f"the model {name} should be inside the package, at {folder}; install pixsigma again"
         )

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
 from pixsigma.errors import MissingWeightsError
-from pixsigma.presets import PRESETS
+from pixsigma.presets import GUIDANCE_SCALE, PRESETS
 from pixsigma.weights import folder as folders
 from pixsigma.weights.build import ALL_PARTS, locate
 from pixsigma.weights.controls import Outline, control_file, outline_of
+from pixsigma.weights.index import folder_guidance
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.locate import FileChoice
 
@@ -31,6 +32,8 @@ class Facts:
     """Whether the text encoder is in safetensors, which can be read layer by layer."""
     here: bool = True
     """Whether the files are on this machine; else these are the published sizes."""
+    guidance_scale: float = GUIDANCE_SCALE
+    """What suits the model."""
     controls: tuple[Outline, ...] = ()
     """ControlNets and image prompts beside the transformer."""
 
@@ -80,5 +83,6 @@ def facts_of(
         autoencoder=autoencoder,
         stored=sizes,
         streamable=file.suffix in (".safetensors", ".json"),
+        guidance_scale=folder_guidance(source.main),
         controls=controls,
     )

@@ -19,7 +19,6 @@ from pixsigma.errors import (
     InputError,
     MismatchError,
     MissingWeightsError,
-    UnknownNameError,
 )
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
@@ -27,7 +26,7 @@ from pixsigma.models.quantized import by_others, fine_layers, has_int8, quantize
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
 from pixsigma.models.transformer import PixArtTransformer
-from pixsigma.presets import MAX_TOKENS, Variant
+from pixsigma.presets import GUIDANCE_SCALE, MAX_TOKENS, Variant
 from pixsigma.weights import config_files
 from pixsigma.weights.detect import Detected, detect_transformer, variant_of
 from pixsigma.weights.files import (
@@ -39,15 +38,13 @@ from pixsigma.weights.files import (
     save_tensors,
     write_json,
 )
+from pixsigma.weights.index import NAME, folder_variant, index_json
 from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_names
 from pixsigma.weights.load import load_into
 from pixsigma.weights.locate import FileChoice, find_weights
 from pixsigma.weights.prompt_cache import CachedT5, fingerprint
 from pixsigma.weights.quantized import builder, fine_of, in_int8, int8_layers
 from pixsigma.weights.streaming import StreamedT5, open_streamed
-
-PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
-"""Classes that `model_index.json` may name."""
 
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
 """Folders inside a model's folder."""
@@ -103,22 +100,6 @@ class OpenTransformer:
         fine = fine_of(fresh, int8) if int8 else ()
         build = builder(self.config, (*layers, *fresh), (*fine_layers(self.tensors), *fine))
         return load_into(build, in_int8(ours, fresh, fine), dtype=torch.float32)
-
-
-def folder_variant(folder: Path) -> Variant | None:
-    """Σ or α by the class in `model_index.json`; None where there is no such file.
-
-    Raises UnknownNameError for a pipeline of another family.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return None
-    name = read_json(index).get("_class_name")
-    if name not in PIPELINES:
-        raise UnknownNameError(
-            f"a model folder is a {' or '.join(PIPELINES)}, {index} names {name!r}"
-        )
-    return PIPELINES[name]
 
 
 def open_transformer(
@@ -259,6 +240,7 @@ def save_folder(
     sampler: Sampler | None = None,
     schedule: NoiseSchedule | None = None,
     variant: Variant = "sigma",
+    guidance_scale: float = GUIDANCE_SCALE,
 ) -> None:
     """Write a model's folder in diffusers layout; parts that are None are left out.
 
@@ -276,18 +258,14 @@ def save_folder(
     if autoencoder is not None:
         save_autoencoder(autoencoder, folder / "vae")
     write_json(folder / "scheduler" / "scheduler_config.json", published)
-    have_text, have_vae = text_encoder is not None, autoencoder is not None
-    write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": next(name for name, kind in PIPELINES.items() if kind == variant),
-            "scheduler": ["diffusers", published["_class_name"]],
-            "text_encoder": ["transformers", "T5EncoderModel"] if have_text else [None, None],
-            "tokenizer": ["transformers", "T5Tokenizer"] if have_text else [None, None],
-            "transformer": ["diffusers", config_files.TRANSFORMER_CLASSES[0]],
-            "vae": ["diffusers", "AutoencoderKL"] if have_vae else [None, None],
-        },
+    index = index_json(
+        variant,
+        published["_class_name"],
+        text=text_encoder is not None,
+        vae=autoencoder is not None,
+        guidance_scale=guidance_scale,
     )
+    write_json(folder / NAME, index)
 
 
 def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:

@@ -71,6 +71,7 @@ class Page:
         self.on_draw(tabs)
         self.planning(page)
         self.sizing()
+        self.choosing()
 
     # The tab that draws
 
@@ -205,6 +206,13 @@ class Page:
             return gr.skip() if picture is None else wishes.nearest_shape(picture.size)
 
         w["canvas"].upload(shape_of, w["canvas"], w["shape"], **QUIET)
+
+    def choosing(self) -> None:
+        """What suits a model, when it is chosen."""
+        pipes = self.studio.service.pipes
+        self.w["model"].input(
+            lambda name: pipes[name].default_guidance, self.w["model"], self.w["guidance"], **QUIET
+        )
 
 
 def updates(scene: Scene) -> list[Any]:

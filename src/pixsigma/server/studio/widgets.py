@@ -73,8 +73,9 @@ def details(service: Service) -> Widgets:
     w: Widgets = {}
     w["negative"] = gr.Textbox(label="Leave out", placeholder="blurry", elem_id="negative")
     w["steps"] = gr.Slider(1, service.limits.max_steps, 20, step=1, label="Steps", elem_id="steps")
+    own = service.pipes[models[0]].default_guidance
     w["guidance"] = gr.Slider(
-        0, 12, 4.5, step=0.1, label="Guidance", info="how strongly the prompt leads"
+        0, 12, own, step=0.1, label="Guidance", info="how strongly the prompt leads"
     )
     with gr.Row(elem_id="seeds"):
         w["seed"] = number_or_none("Seed", "any")
