@@ -69,7 +69,7 @@ def box_mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Ima
 
 
 def mark_of(pipe: PixArtSigmaPipeline) -> str:
-    """What tells one model's pictures from another's: its weights, and the guidance that suits it."""
+    """What tells one model's pictures from another's: weights, and the guidance that suits it."""
     digest = hashlib.sha256(str(pipe.default_guidance).encode())
     for network in (pipe.transformer, pipe.text_encoder.encoder):
         for name, weight in sorted(network.state_dict().items()):
