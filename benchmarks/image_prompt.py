@@ -27,7 +27,7 @@ from pixsigma.evaluation.questions import Questions, spread
 from pixsigma.evaluation.retrieval import rank, shares
 from pixsigma.measuring import columns, write_report
 from pixsigma.pipeline import PixArtSigmaPipeline
-from pixsigma.requests import GenerationRequest
+from pixsigma.requests import request_from
 from pixsigma.weights.files import atomic_write
 
 GROUND = "on a yellow background"
@@ -38,7 +38,7 @@ def drawings(
 ) -> list[Image.Image]:
     """One picture a row, beside this text."""
     requests = [
-        GenerationRequest(
+        request_from(
             prompt=text,
             width=flags.size,
             height=flags.size,

@@ -205,7 +205,8 @@ def main() -> None:
         args.num, args.rounds, args.lists = 3, 1, "mixed"
     from diffusers import PixArtSigmaPipeline as Theirs
 
-    theirs = Theirs.from_pretrained(MINI).to(torch.float32)
+    load: Any = Theirs.from_pretrained
+    theirs = load(MINI).to(torch.float32)
     theirs.set_progress_bar_config(disable=True)
     pipe = PixArtSigmaPipeline.from_pretrained("mini")
     report: dict[str, Any] = {

@@ -9,6 +9,8 @@ them together cost, and the PSNR of finished pictures.
 """
 
 from argparse import Namespace
+from functools import partial
+from typing import Any
 
 import torch
 from common import Task, parser, random_transformer, step_of_ours
@@ -50,7 +52,9 @@ def errors(
     ]
 
 
-def tasks_of(args: Namespace, pipe: PixArtSigmaPipeline | None, model: PixArtTransformer) -> list:
+def tasks_of(
+    args: Namespace, pipe: PixArtSigmaPipeline | None, model: PixArtTransformer
+) -> list[Task]:
     side = 256 if args.xl else model.config.sample_size * 8
     made = [Task.of(model.config, side, 20, seed) for seed in range(len(TIMES))]
     if pipe is None:
@@ -67,6 +71,7 @@ def pictures(pipe: PixArtSigmaPipeline, steps: int) -> torch.Tensor:
     drawn = []
     for seed, prompt in enumerate(PROMPTS):
         *_, last = pipe.stream(prompt, seed=seed, num_inference_steps=steps)
+        assert last.latents is not None
         drawn.append(pipe.decode(last.latents))
     return (torch.cat(drawn) / 2 + 0.5).clamp(0, 1)
 
@@ -74,14 +79,15 @@ def pictures(pipe: PixArtSigmaPipeline, steps: int) -> torch.Tensor:
 def main() -> None:
     args = flags()
     pipe = None if args.xl else PixArtSigmaPipeline.from_pretrained(args.model)
-    model = random_transformer(TransformerConfig(num_layers=args.layers)) if args.xl else None
-    model = model or pipe.transformer
+    random = partial(random_transformer, TransformerConfig(num_layers=args.layers))
+    model = pipe.transformer if pipe else random()
     tasks = tasks_of(args, pipe, model)[: 1 if args.quick else None]
     rows = {f"all, {mode}": errors(model, None, tasks, mode) for mode in CPU_MODES}
     rows |= {kind: errors(model, alone(rf"\d+\.{kind}"), tasks) for kind in KINDS}
     blocks = range(0, model.config.num_layers, 4 if args.quick else 1)
     rows |= {f"block {i}": errors(model, alone(rf"{i}\..*"), tasks) for i in blocks}
-    report = {"model": "random XL/2" if args.xl else args.model, "timesteps": TIMES, "errors": rows}
+    name = "random XL/2" if args.xl else args.model
+    report: dict[str, Any] = {"model": name, "timesteps": TIMES, "errors": rows}
     if pipe is not None:
         steps = 4 if args.quick else 20
         full, report["psnr"] = pictures(pipe, steps), {}

@@ -13,6 +13,7 @@ import tempfile
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import parser
 
@@ -112,7 +113,7 @@ def main() -> None:
     print(columns([line(name, row) for name, row in rows.items()]))
 
 
-def line(name: str, row: dict) -> dict[str, object]:
+def line(name: str, row: dict[str, Any]) -> dict[str, object]:
     return {
         "what": name,
         "seconds": row["median"],

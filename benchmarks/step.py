@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from common import Task, in_diffusers, parser, random_transformer, step_of_diffusers, step_of_ours
@@ -70,15 +71,22 @@ def config_of(args: Namespace) -> TransformerConfig:
     return replace(config, num_attention_heads=4, caption_channels=64) if args.quick else config
 
 
+def compiled(network: torch.nn.Module) -> torch.nn.Module:
+    """The same, compiled when first called."""
+    found: Any = torch.compile(network)
+    module: torch.nn.Module = found
+    return module
+
+
 def networks(args: Namespace) -> dict[str, torch.nn.Module]:
     """Variant to its network; all look at one set of weights but for the quantised one."""
     ours = random_transformer(config_of(args))
     found: dict[str, torch.nn.Module] = {"ours": ours, FRESH: ours}
     if any("diffusers" in name for name in args.variants):
         found[BASE] = in_diffusers(ours)
-        found["diffusers compiled"] = torch.compile(found[BASE])
+        found["diffusers compiled"] = compiled(found[BASE])
     if "ours compiled" in args.variants:
-        found["ours compiled"] = torch.compile(ours)
+        found["ours compiled"] = compiled(ours)
     if BFLOAT16 in args.variants:
         found[BFLOAT16] = deepcopy(ours).to(torch.bfloat16)
     found |= {name: quantized(ours, mode) for name, mode in INT8.items() if name in args.variants}
@@ -107,7 +115,7 @@ def settle(name: str) -> None:
         give_back_pages()
 
 
-def measure(args: Namespace, found: dict[str, torch.nn.Module], side: int) -> dict[str, object]:
+def measure(args: Namespace, found: dict[str, torch.nn.Module], side: int) -> dict[str, Any]:
     """Times, ratios and errors at one size."""
     config = config_of(args)
     task = Task.of(config, side, args.tokens)
@@ -144,7 +152,8 @@ def measure(args: Namespace, found: dict[str, torch.nn.Module], side: int) -> di
 def main() -> None:
     args = flags()
     found = networks(args)
-    sizes, ratios = {}, {}
+    sizes: dict[int, Any] = {}
+    ratios: dict[str, dict[str, Any]] = {}
     for side in args.sizes:
         result = measure(args, found, side)
         times: dict[str, Timing] = result.pop("times")
@@ -169,7 +178,7 @@ def main() -> None:
     print(f"\n{args.out / 'step.json'}, {args.out / 'step.png'}")
 
 
-def row_of(name: str, row: dict) -> dict[str, object]:
+def row_of(name: str, row: dict[str, Any]) -> dict[str, object]:
     return {
         "variant": name,
         "seconds": row["median"],

@@ -53,7 +53,7 @@ def model_of(size: str) -> PixArtTransformer:
     model.init_weights()
     nn.init.normal_(model.final_layer.linear.weight, std=0.02)
     for block in model.blocks:
-        nn.init.normal_(block.get_submodule("cross_attn.proj").weight, std=0.02)
+        nn.init.normal_(block.get_parameter("cross_attn.proj.weight"), std=0.02)
     return model
 
 
@@ -84,7 +84,7 @@ class Ours:
         self.mover = adamw(model.parameters(), 1e-4, 0.0) if whole else None
         self.ema = Ema(model, 0.999) if whole else None
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         """Noise and variance."""
         with computing_in(self.dtype):
             output: Tensor = self.model(x, t, text, mask)
@@ -110,12 +110,13 @@ class Ours:
 class Plain:
     """A loop as people write it; the variance half gets no loss, as in diffusers' scripts."""
 
-    def __init__(self, model: nn.Module, whole: bool, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, whole: bool, dtype: torch.dtype) -> None:
         from diffusers import DDPMScheduler
         from diffusers.training_utils import EMAModel
 
-        self.model: Any = model.train().requires_grad_(True)
-        self.scheduler = DDPMScheduler(
+        self.model = model.train().requires_grad_(True)
+        schedule: Any = DDPMScheduler
+        self.scheduler = schedule(
             beta_start=1e-4, beta_end=2e-2, beta_schedule="linear", num_train_timesteps=1000
         )
         if not whole:

@@ -189,23 +189,22 @@ def busy(size: str, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         features = write_shards(Path(folder), size, num=8 * SIZES[size]["batch"])
         told = model_of(size).config
-        recipe = Recipe(
-            features=features,
-            model={
-                "num_layers": told.num_layers,
-                "num_attention_heads": told.num_attention_heads,
-                "attention_head_dim": told.attention_head_dim,
-                "caption_channels": told.caption_channels,
-                "sample_size": told.sample_size,
-                "interpolation_scale": told.interpolation_scale,
-            },
-            optimizer={"learning_rate": 1e-4},
-            run={
-                "steps": steps + 2,
-                "batch_size": SIZES[size]["batch"],
-                "device": "cpu",
-                "mixed_precision": "bf16",
-            },
+        told_of_model = (
+            *("num_layers", "num_attention_heads", "attention_head_dim"),
+            *("caption_channels", "sample_size", "interpolation_scale"),
+        )
+        recipe = Recipe.model_validate(
+            {
+                "features": features,
+                "model": {name: getattr(told, name) for name in told_of_model},
+                "optimizer": {"learning_rate": 1e-4},
+                "run": {
+                    "steps": steps + 2,
+                    "batch_size": SIZES[size]["batch"],
+                    "device": "cpu",
+                    "mixed_precision": "bf16",
+                },
+            }
         )
         trainer = Trainer(recipe, Path(folder) / "run")
         for trainer.step in range(2):

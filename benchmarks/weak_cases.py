@@ -64,8 +64,8 @@ def compressions(model: PixArtTransformer) -> list[SelfAttention]:
 def average(model: PixArtTransformer) -> None:
     """Means of neighbours, never trained."""
     for layer in compressions(model):
-        hold(layer.sr.weight)
-        hold(layer.sr.bias)
+        for parameter in layer.sr.parameters():
+            hold(parameter)
 
 
 def discard(model: PixArtTransformer) -> None:
@@ -124,7 +124,7 @@ def cases(config: TransformerConfig, points: tuple[int, ...], short: int) -> lis
 
 def table(runs: dict[str, dict[str, float]]) -> list[str]:
     """Losses in Markdown, a row a case."""
-    points = list(max(runs.values(), key=len))
+    points = max((list(losses) for losses in runs.values()), key=len)
     lines = [f"| held-out loss after | {' | '.join(points)} |", "|---|" + "---|" * len(points)]
     for name, losses in runs.items():
         told = [f"{losses[point]:.4f}" if point in losses else "" for point in points]

@@ -50,6 +50,11 @@ LOSSES = "losses.json"
 """In a case's folder: what was measured of it so far."""
 
 
+def config_of(model: Path) -> TransformerConfig:
+    """What a model's transformer is."""
+    return read_transformer(resolve(str(model), ["transformer"])).config
+
+
 def make_ready(arguments: argparse.Namespace) -> None:
     """Draw pictures by lot and prepare them thrice; what is there already is left."""
     rows = [json.loads(line) for line in arguments.data.read_text().splitlines()]
@@ -60,10 +65,11 @@ def make_ready(arguments: argparse.Namespace) -> None:
         path = arguments.out / f"rows{ending}.jsonl"
         told = [row | {"path": str(arguments.data.parent / row["path"])} for row in part]
         path.write_text("".join(json.dumps(row) + "\n" for row in told))
-    side = read_transformer(resolve(str(arguments.model), ("transformer",))).config.sample_size
+    side = config_of(arguments.model).sample_size
     if not (arguments.swapped_base / "model_index.json").is_file():
         parts_of = load_components(str(arguments.model))
-        other = load_components(arguments.other, parts=("autoencoder",)).autoencoder
+        other = load_components(arguments.other, parts=["autoencoder"]).autoencoder
+        assert parts_of.transformer is not None, "all parts are loaded"
         save_folder(
             arguments.swapped_base,
             transformer=parts_of.transformer,
@@ -98,12 +104,12 @@ def recipe_of(case: Case, arguments: argparse.Namespace) -> Recipe:
     base = arguments.swapped_base if case.features == "swapped" else arguments.model
     draws = case.draws and not arguments.quick
     begun = arguments.model if case.start is None else arguments.out / case.start
-    return Recipe(
-        features=getattr(arguments, case.features),
-        model={"init_from": str(begun), **case.model},
-        loss={"prediction_type": arguments.prediction_type, "timesteps": "stratified"},
-        optimizer={"learning_rate": arguments.rate, "schedule": "constant", "warmup_steps": 20},
-        run={
+    fields = {
+        "features": getattr(arguments, case.features),
+        "model": {"init_from": str(begun), **case.model},
+        "loss": {"prediction_type": arguments.prediction_type, "timesteps": "stratified"},
+        "optimizer": {"learning_rate": arguments.rate, "schedule": "constant", "warmup_steps": 20},
+        "run": {
             "steps": case.points[-1],
             "batch_size": arguments.batch,
             "ema_decay": 0.0,
@@ -111,13 +117,13 @@ def recipe_of(case: Case, arguments: argparse.Namespace) -> Recipe:
             "device": "cpu",
             "checkpoint_every": 10**6,
         },
-        validation={
+        "validation": {
             "prompts": PROMPTS if draws else (),
             "guidance_scale": 3.0,
             "num_inference_steps": 14,
         },
-        **({"base": str(base)} if draws else {}),
-    )
+    }
+    return Recipe.model_validate(fields | ({"base": str(base)} if draws else {}))
 
 
 def measure(case: Case, arguments: argparse.Namespace, end: float) -> bool:
@@ -169,8 +175,7 @@ def measure_apart(number: int, arguments: argparse.Namespace, end: float) -> boo
 
 def all_cases(arguments: argparse.Namespace) -> list[Case]:
     """The runs for the model that was named."""
-    config = read_transformer(resolve(str(arguments.model), ("transformer",))).config
-    return cases(config, tuple(arguments.points), arguments.short)
+    return cases(config_of(arguments.model), tuple(arguments.points), arguments.short)
 
 
 def measure_all(arguments: argparse.Namespace, end: float) -> bool:

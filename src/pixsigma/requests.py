@@ -55,7 +55,7 @@ class ControlChoice(BaseModel):
     ready: bool = False
     """Whether it is a map of edges already, for the kind `edges`, which else makes one of it. Hints
     of other kinds are always ready."""
-    network: str | None = Field(None, min_length=1, max_length=4096)
+    network: str | None = Field(default=None, min_length=1, max_length=4096)
     """File or folder of the ControlNet; None is the one that the pipeline has for this kind."""
     weight: float = 1.0
     """Its strength; 0 leaves it off."""
@@ -81,7 +81,7 @@ class Region(BaseModel):
     prompt: str = Field(max_length=100_000)
     box: Annotated[tuple[Share, Share, Share, Share] | None, Field(strict=False)] = None
     """left, top, right, bottom, as shares of width and height from the top left corner."""
-    mask: str | None = Field(None, min_length=1, repr=False)
+    mask: str | None = Field(default=None, min_length=1, repr=False)
     """In place of a box a picture, scaled to the drawing: white has this text, black the others."""
     soft: Share = 0.1
     """How wide the edge of a box is, as a share of the side."""
@@ -107,36 +107,36 @@ class GenerationRequest(BaseModel):
     )
 
     prompt: str = Field(max_length=100_000)
-    negative_prompt: str = Field("", max_length=100_000)
+    negative_prompt: str = Field(default="", max_length=100_000)
     """What the picture should lead away from; empty is the unconditional text."""
     width: Side | None = None
     """In pixels, a multiple of 16; None for both sides is the model's native size."""
     height: Side | None = None
-    num_inference_steps: int = Field(20, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=LARGEST_SCALE)
+    num_inference_steps: int = Field(default=20, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=0, le=LARGEST_SCALE)
     """How strongly the text leads; 1 or less draws without guidance, in half the time. None is what
     suits the model: 4.5 for the published ones."""
-    sampler: str = Field("dpm++2m", min_length=1)
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    sampler: str = Field(default="dpm++2m", min_length=1)
+    seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
     """Of the first picture; the following ones count up. None draws one."""
-    num_images: int = Field(1, ge=1, le=1000)
+    num_images: int = Field(default=1, ge=1, le=1000)
     clean_caption: bool | None = None
     """Whether to clean and lower-case the prompts first; None does what the model was trained on:
     PixArt-α with, Σ without."""
     null_caption: Literal["own", "prompt"] = "own"
     """Whose mask the empty negative prompt has: its own, as in diffusers, or that of the prompt,
     as in the authors' code."""
-    eta: float = Field(0.0, ge=0, le=1)
+    eta: float = Field(default=0.0, ge=0, le=1)
     """Share of fresh noise in a DDIM step."""
-    loras: tuple[LoraChoice, ...] = Field((), strict=False, max_length=100)
+    loras: tuple[LoraChoice, ...] = Field(default=(), strict=False, max_length=100)
     """Adapters for this request alone, on top of the pipeline's own."""
 
-    image: str | None = Field(None, min_length=1, repr=False)
+    image: str | None = Field(default=None, min_length=1, repr=False)
     """A picture to begin from: a path, or the picture as `data:image/png;base64,…`. With one,
     `width` and `height` are what it is scaled and cut to, of any value; None keeps its size."""
-    mask: str | None = Field(None, min_length=1, repr=False)
+    mask: str | None = Field(default=None, min_length=1, repr=False)
     """What to draw anew, white on black, in the size of the picture; grey mixes the two."""
-    strength: float | None = Field(None, ge=0, le=1)
+    strength: float | None = Field(default=None, ge=0, le=1)
     """Share of the steps that are taken from the picture on: 0 gives it back, 1 begins with noise.
     None is 0.6 for a picture, 1 under a mask, 0.4 in the second pass and 0.2 in tiles."""
     extend: dict[Literal["left", "right", "top", "bottom"], Extension] | None = None
