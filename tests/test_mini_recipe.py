@@ -192,3 +192,21 @@ def test_tokens_of_a_noun_look_at_those_of_the_thing(words: ModuleType) -> None:
     ids, mask, *_, places = lessons.batch(["kitty"], random.Random(0))
     assert ids[mask].tolist() == asked and places.tolist() == [own]
     assert lessons.mixed(2, random.Random(0)) == ["a cat on it"] * 2
+
+
+def test_a_decoder_is_trained_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    import autoencoder as script
+
+    options = script.Options(minutes=1.0, batch=2, decoder=True)
+    data = {size: torch.randint(0, 256, (3, 3, size, size)).byte() for size in script.SIZES}
+    shapes = {tuple(script.training_batch(data, step, options).shape) for step in range(4)}
+    assert shapes == {(2, 3, script.WHOLE, script.WHOLE)}
+    run = script.Run(options, tmp_path)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    run._one_step(data)
+    moved = {n for n, w in run.model.state_dict().items() if not torch.equal(w, before[n])}
+    assert moved and all(n.startswith(("decoder.", "post_quant_conv.")) for n in moved)
+    quant = run.average.quant_conv.weight.clone()
+    script.finish(run, data, data)
+    assert torch.equal(script.read_autoencoder(tmp_path / "vae").quant_conv.weight, quant)

@@ -1,8 +1,11 @@
 """Train mini's KL autoencoder from scratch on the pictures of `data.py`; the schedule is by time.
 
-    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--init VAE] [--resume]
+    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--init VAE [--decoder]] [--resume]
 
-`--init` goes on from the weights of a folder that it wrote, with a schedule of its own. Writes
+`--init` goes on from the weights of a folder that it wrote, with a schedule of its own. With
+`--decoder` what pictures are in latents stays as it is, and so whatever was trained on them; the
+decoder learns from whole pictures of the size that mini draws, a quarter of the time from crops of
+larger ones. Writes
 OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
 OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with `--resume`.
 On processors, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high spare most page faults.
@@ -59,6 +62,8 @@ class Options:
     """Weight of the KL divergence, per number of the latents, beside L1 per number of pixels."""
     ema: float = 0.995
     seed: int = 0
+    decoder: bool = False
+    """Whether the decoder alone is trained."""
 
 
 # Pictures
@@ -99,6 +104,11 @@ def read_pictures(paths: list[Path]) -> Pictures:
 def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
     """Crops of one side from pictures of all sizes; every fourth batch, whole pictures."""
     rng = np.random.default_rng((options.seed, step))
+    if options.decoder:
+        source = data[2 * WHOLE if step % 4 == 3 else WHOLE]
+        some = source[rng.integers(len(source), size=options.batch)]
+        top, left = rng.integers(source.shape[-1] - WHOLE + 1, size=2)
+        return as_images(flipped(some[..., top : top + WHOLE, left : left + WHOLE], rng))
     if step % 4 == 3:
         whole = data[WHOLE]
         picked = whole[rng.integers(len(whole), size=options.batch // 4)]
@@ -134,7 +144,8 @@ def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
 
 def training_loss(model: KLAutoencoder, images: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """The whole loss, and the divergence alone."""
-    mean, std = model.moments(images)
+    with torch.set_grad_enabled(not options.decoder):
+        mean, std = model.moments(images)
     decoded = model.decode(mean + std * torch.randn_like(std))
     divergence = 0.5 * (mean.square() + std.square() - 1).mean() - std.log().mean()
     return reconstruction_loss(decoded, images) + options.kl * divergence, divergence
@@ -149,6 +160,8 @@ def build_optimizers(model: KLAutoencoder, options: Options) -> list[torch.optim
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         (others if p.ndim < 2 or any(end in name for end in ends) else matrices).append(p)
     adam = torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(matrices, lr=options.lr, as_adam=True), adam]
@@ -167,6 +180,9 @@ class Run:
         if init is not None:
             before = read_autoencoder(init, dtype=torch.float32)
             self.model.load_state_dict(before.state_dict())
+        if options.decoder:
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(not name.startswith(("encoder.", "quant_conv.")))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = build_optimizers(self.model, options)
         self.step, self.seconds = 0, 0.0
@@ -314,7 +330,8 @@ def finish(run: Run, data: Pictures, held: Pictures) -> str:
     """Standardise the latents, write the folder and the sheet; returns what READY says."""
     model = copy.deepcopy(run.average).eval()
     means = all_means(model, data)
-    standardize(model, means)
+    if not run.options.decoder:
+        standardize(model, means)
     score = quality(model, held)
     write_folder(model, CONFIG, run.out / "vae")
     write_sheet(model, held, run.out / "reconstructions.png")
@@ -335,11 +352,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=Options.lr)
     parser.add_argument("--init", type=Path, help="folder of weights to go on from")
+    parser.add_argument("--decoder", action="store_true", help="train it alone; needs --init")
+    parser.add_argument("--batch", type=int, default=Options.batch)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
+    if args.decoder and args.init is None:
+        parser.error("--decoder goes on from an autoencoder: say which with --init")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    run = Run(Options(minutes=args.minutes, lr=args.lr), args.out, args.init)
+    asked = {name: getattr(args, name) for name in ("minutes", "lr", "batch", "decoder")}
+    run = Run(Options(**asked), args.out, args.init)
     if args.resume and (args.out / "checkpoint.pt").exists():
         run.resume()
     train, kept = read_paths(args.data, run.options.seed)

@@ -3,7 +3,7 @@
 Retrieval: pictures of one artist are looked for among the others', under their names and under
 shuffled ones. Compositions: layouts.py draws what the questions ask, and the checker must say yes;
 against another prompt of the same task it must say no. Pictures reduced to the sizes that mini
-draws tell what it could reach. Prints JSON.
+draws tell what it could reach, and with `--vae` what its autoencoder leaves of that. Prints JSON.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from layouts import Plan, compose, questions
 from PIL import Image
 from sources import read_art, read_things
@@ -23,9 +24,15 @@ from pixsigma.evaluation.features import extract
 from pixsigma.evaluation.questions import Questions
 from pixsigma.evaluation.retrieval import References, rank, shares
 from pixsigma.evaluation.run import kernel_figures
+from pixsigma.images import signed, to_pil
+from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.weights.folder import read_autoencoder
 
 STYLES = ("3D", "flat")
 Scores = dict[str, Any]
+
+Real = list[tuple[Plan, str, Image.Image]]
+"""What was asked for, in which style, and a picture of it."""
 
 
 def retrieval(references: References, seed: int = 0) -> Scores:
@@ -47,9 +54,7 @@ def asked(plan: Plan) -> Composition:
     return Composition(task=plan.task, prompt=plan.prompt(), things=things, relation=plan.relation)
 
 
-def real_pictures(
-    art: dict[tuple[str, str], Image.Image], images: int, seed: int = 0
-) -> list[tuple[Plan, str, Image.Image]]:
+def real_pictures(art: dict[tuple[str, str], Image.Image], images: int, seed: int = 0) -> Real:
     """Each plan of the evaluation drawn by layouts.py `images` times in each style."""
     rng = random.Random(seed)
     return [
@@ -73,10 +78,25 @@ def _differs(a: Plan, b: Plan) -> bool:
     return (a.key, a.relation) != (b.key, b.relation)
 
 
-def compositions(
-    real: list[tuple[Plan, str, Image.Image]], vocabulary: References, side: int, strict: bool
-) -> Scores:
-    """Shares of pictures reduced to `side` that the checker says yes to, right and shuffled.
+def reduced(real: Real, side: int) -> Real:
+    """The same in another size."""
+    return [
+        (plan, style, picture.resize((side, side), Image.Resampling.LANCZOS))
+        for plan, style, picture in real
+    ]
+
+
+def coded(real: Real, model: KLAutoencoder) -> Real:
+    """What comes out of the autoencoder."""
+    pictures = torch.cat([signed(picture) for *_, picture in real])
+    with torch.no_grad():
+        decoded = [model.decode(model.encode(some)) for some in pictures.split(16)]
+    images = [image for some in decoded for image in to_pil(some)]
+    return [(plan, style, image) for (plan, style, _), image in zip(real, images, strict=True)]
+
+
+def compositions(real: Real, vocabulary: References, strict: bool = False) -> Scores:
+    """Shares of pictures that the checker says yes to, right and shuffled.
 
     `strict` takes the pictures of a drawing's own style away from things that have others.
     """
@@ -88,8 +108,7 @@ def compositions(
     for name, wanted in (("real", plans), ("shuffled", shuffled(plans))):
         right: dict[str, list[bool]] = {task: [] for task in TASKS}
         for (plan, style, picture), other in zip(real, wanted, strict=True):
-            small = picture.resize((side, side), Image.Resampling.LANCZOS)
-            right[plan.task].append(checkers[style].check(small, asked(other)))
+            right[plan.task].append(checkers[style].check(picture, asked(other)))
         scores[name] = {task: _mean(found) for task, found in right.items()}
         scores[name]["mean"] = _mean(scores[name].values())
     return scores
@@ -110,15 +129,22 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder that data.py wrote")
     parser.add_argument("--images", type=int, default=1, help="pictures of a plan and style")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 128, 64])
+    parser.add_argument("--vae", type=Path, help="folder of an autoencoder")
     args = parser.parse_args()
     opened = Questions(args.data)
     things = read_things(args.data / "packages", Path(__file__).with_name("things.txt"))
     real = real_pictures(read_art(args.data / "packages", things), args.images)
     references, vocabulary = opened.references(), opened.vocabulary()
     scores: Scores = {"retrieval": retrieval(references)}
+    model = read_autoencoder(args.vae, dtype=torch.float32) if args.vae else None
     for side in args.sizes:
-        scores[f"compositions, {side} px"] = compositions(real, vocabulary, side, False)
-    scores["compositions, other styles' pictures"] = compositions(real, vocabulary, 256, True)
+        small = reduced(real, side)
+        scores[f"compositions, {side} px"] = compositions(small, vocabulary)
+        if model is not None:
+            found = compositions(coded(small, model), vocabulary)
+            scores[f"compositions, {side} px, encoded and decoded"] = found
+    strict = compositions(reduced(real, 256), vocabulary, strict=True)
+    scores["compositions, other styles' pictures"] = strict
     training = opened.training_thumbnails()
     unseen = [picture for plan, _, picture in real if plan.task != "single"]
     scores["copies among real unseen compositions"] = share_of_copies(thumbnails(unseen), training)
