@@ -9,7 +9,6 @@ them together cost, and the PSNR of finished pictures.
 """
 
 from argparse import Namespace
-from functools import partial
 from typing import Any
 
 import torch
@@ -79,8 +78,8 @@ def pictures(pipe: PixArtSigmaPipeline, steps: int) -> torch.Tensor:
 def main() -> None:
     args = flags()
     pipe = None if args.xl else PixArtSigmaPipeline.from_pretrained(args.model)
-    random = partial(random_transformer, TransformerConfig(num_layers=args.layers))
-    model = pipe.transformer if pipe else random()
+    config = TransformerConfig(num_layers=args.layers)
+    model = pipe.transformer if pipe else random_transformer(config)
     tasks = tasks_of(args, pipe, model)[: 1 if args.quick else None]
     rows = {f"all, {mode}": errors(model, None, tasks, mode) for mode in CPU_MODES}
     rows |= {kind: errors(model, alone(rf"\d+\.{kind}"), tasks) for kind in KINDS}

@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from common import Task, in_diffusers, parser, random_transformer, step_of_diffusers, step_of_ours
@@ -73,9 +73,7 @@ def config_of(args: Namespace) -> TransformerConfig:
 
 def compiled(network: torch.nn.Module) -> torch.nn.Module:
     """The same, compiled when first called."""
-    found: Any = torch.compile(network)
-    module: torch.nn.Module = found
-    return module
+    return cast(torch.nn.Module, torch.compile(network))
 
 
 def networks(args: Namespace) -> dict[str, torch.nn.Module]:

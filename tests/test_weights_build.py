@@ -56,7 +56,7 @@ def test_a_guidance_that_is_none_is_refused(tmp_path: Path, told: object):
     index = tmp_path / "model_index.json"
     assert "_guidance_scale" not in index.read_text()
     write_json(index, {**json.loads(index.read_text()), "_guidance_scale": told})
-    with pytest.raises(MismatchError, match="must be a number from 0 to 100"):
+    with pytest.raises(MismatchError, match="must be a number from 0 to 100, got"):
         load_components(tmp_path, parts=("transformer",))
 
 

@@ -243,9 +243,9 @@ class PixArtSigmaPipeline:
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
             steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
-            text, beside = steering.texts[0][0].features, (levels, each.size, generators)
+            text, scale = steering.texts[0][0].features, steering.scale
             drawing = dataclasses.replace(
-                self.drawing(text, None, steering.scale, *beside, seen=each.seen),
+                self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen),
                 steering=steering,
                 given=away(self.given, plan, each, images),
                 fast=request.shortcuts,

@@ -54,8 +54,8 @@ def plan_for(
     Raises WeightsError, or InputError for flags that make no sense.
     """
     facts = facts_of(model, text_and_vae, controlnets)
-    wish["guided"] = (facts.guidance_scale if guidance is None else guidance) > 1
-    return planned(facts, size, device, dtype, memory, decode, measure, **wish)
+    guided = (facts.guidance_scale if guidance is None else guidance) > 1
+    return planned(facts, size, device, dtype, memory, decode, measure, guided=guided, **wish)
 
 
 def planned(

@@ -183,10 +183,9 @@ class Service:
             if choice.path not in self.loras:
                 raise UnknownNameError(f"the adapters here are {known}; got {choice.path!r}")
             loras.append({"path": str(self.loras[choice.path]), "weight": choice.weight})
-        open_ones = {"seed": randbelow(2**32), "guidance_scale": pipe.default_guidance}
-        told = request.model_dump()
-        settled = {name: value for name, value in open_ones.items() if told[name] is None}
-        return request_from(**told | settled | {"loras": loras})
+        defaults = {"seed": randbelow(2**32), "guidance_scale": pipe.default_guidance}
+        told = request.model_dump(exclude_none=True)
+        return request_from(**defaults | told | {"loras": loras})
 
     # Out
 

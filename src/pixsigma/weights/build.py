@@ -195,7 +195,7 @@ def resolve(
 def _packaged(name: str) -> Path:
     """The folder of the model inside this package."""
     folder = Path(str(resources.files("pixsigma") / name))
-    if not (folder / index.NAME).is_file():
+    if not (folder / index.INDEX).is_file():
         raise MissingWeightsError(
             f"the model {name} should be inside the package, at {folder}; install pixsigma again"
         )

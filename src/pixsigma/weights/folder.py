@@ -38,7 +38,7 @@ from pixsigma.weights.files import (
     save_tensors,
     write_json,
 )
-from pixsigma.weights.index import NAME, folder_variant, index_json
+from pixsigma.weights.index import INDEX, folder_variant, index_json
 from pixsigma.weights.keymaps import AUTOENCODER, DIFFUSERS, T5, transformer_names
 from pixsigma.weights.load import load_into
 from pixsigma.weights.locate import FileChoice, find_weights
@@ -265,7 +265,7 @@ def save_folder(
         vae=autoencoder is not None,
         guidance_scale=guidance_scale,
     )
-    write_json(folder / NAME, index)
+    write_json(folder / INDEX, index)
 
 
 def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:

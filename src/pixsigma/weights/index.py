@@ -9,7 +9,7 @@ from pixsigma.presets import GUIDANCE_SCALE, Variant
 from pixsigma.weights.config_files import TRANSFORMER_CLASSES
 from pixsigma.weights.files import read_json
 
-NAME = "model_index.json"
+INDEX = "model_index.json"
 
 PIPELINES: dict[str, Variant] = {"PixArtSigmaPipeline": "sigma", "PixArtAlphaPipeline": "alpha"}
 """Classes that the index may name."""
@@ -18,10 +18,10 @@ GUIDANCE_KEY = "_guidance_scale"
 """Our own; diffusers passes over keys that begin with an underscore."""
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a model's folder, empty where there is none; raises CorruptWeightsError."""
-    file = folder / NAME
-    return read_json(file) if file.is_file() else {}
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a model's folder, None where there is none; raises CorruptWeightsError."""
+    file = folder / INDEX
+    return read_json(file) if file.is_file() else None
 
 
 def folder_variant(folder: Path) -> Variant | None:
@@ -30,12 +30,14 @@ def folder_variant(folder: Path) -> Variant | None:
     Raises UnknownNameError for a pipeline of another family.
     """
     index = read_index(folder)
+    if index is None:
+        return None
     name = index.get("_class_name")
-    if index and name not in PIPELINES:
+    if name not in PIPELINES:
         raise UnknownNameError(
-            f"a model folder is a {' or '.join(PIPELINES)}, {folder / NAME} names {name!r}"
+            f"a model folder is a {' or '.join(PIPELINES)}, {folder / INDEX} names {name!r}"
         )
-    return PIPELINES[str(name)] if index else None
+    return PIPELINES[name]
 
 
 def folder_guidance(folder: Path) -> float:
@@ -43,12 +45,12 @@ def folder_guidance(folder: Path) -> float:
 
     Raises MismatchError for what is no scale.
     """
-    told = read_index(folder).get(GUIDANCE_KEY, GUIDANCE_SCALE)
-    if isinstance(told, bool) or not isinstance(told, int | float):
-        told = -1
-    if not 0 <= told <= LARGEST_SCALE:
+    told = (read_index(folder) or {}).get(GUIDANCE_KEY, GUIDANCE_SCALE)
+    is_number = isinstance(told, int | float) and not isinstance(told, bool)
+    if not (is_number and 0 <= told <= LARGEST_SCALE):
         raise MismatchError(
-            f"{GUIDANCE_KEY} in {folder / NAME} must be a number from 0 to {LARGEST_SCALE:g}"
+            f"{GUIDANCE_KEY} in {folder / INDEX} must be a number from 0 to {LARGEST_SCALE:g}, "
+            f"got {told!r}"
         )
     return float(told)
 
