@@ -247,7 +247,7 @@ def plot(path: Path, kinds: dict[str, list[dict[str, Any]]], laws: dict[str, lis
     for i, (name, rows) in enumerate(kinds.items()):
         tokens = [row["tokens"] for row in rows]
         left.loglog(tokens, [row["seconds"] for row in rows], "o", color=f"C{i}", label=name)
-        right.loglog(tokens, [row["peak_bytes"] / 1e9 for row in rows], "o-", label=name)
+        right.semilogx(tokens, [row["peak_bytes"] / 1e9 for row in rows], "o-", label=name)
         if name in laws and rows:
             n = np.geomspace(min(tokens), max(tokens), 60)
             a, b = laws[name]
@@ -256,6 +256,7 @@ def plot(path: Path, kinds: dict[str, list[dict[str, Any]]], laws: dict[str, lis
             )
     left.set_ylabel("seconds a step, one row")
     right.set_ylabel("GB beside the weights, at the peak")
+    right.set_yscale("symlog", linthresh=0.01)  # what fits in what was freed before is no GB at all
     for axes in (left, right):
         axes.set_xlabel("tokens")
         axes.grid(alpha=0.3, which="both")

@@ -209,12 +209,12 @@ def test_odd_lines_and_headers_get_no_server_error(tmp_path: Path) -> None:
         for line in LINES:
             with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
                 wire.settimeout(1)
-                wire.sendall(line)
-                wire.shutdown(socket.SHUT_WR)
-                try:
+                answer = b""
+                # a server may hang up before it has read all, at any of these
+                with contextlib.suppress(OSError):
+                    wire.sendall(line)
+                    wire.shutdown(socket.SHUT_WR)
                     answer = wire.recv(200)
-                except (TimeoutError, ConnectionResetError):
-                    answer = b""
             status = answer.split(b" ")[1:2] or [b"-"]
             assert not status[0].startswith(b"5"), (line[:120], answer)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
