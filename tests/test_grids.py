@@ -106,6 +106,17 @@ def test_number_of_steps_is_checked(spacing: str, num_steps: int) -> None:
         grids.spaced(SCHEDULE, num_steps, spacing)
 
 
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_as_many_steps_as_were_trained_are_taken_or_refused_in_one_line(sampler: str) -> None:
+    try:
+        levels = SAMPLERS[sampler].levels(SCHEDULE, 1000)
+    except InputError as error:
+        assert "num_inference_steps must be" in str(error) or "distilled" in str(error)
+        assert len(str(error)) < 200
+    else:
+        assert len(levels) == 1001
+
+
 def test_unknown_spacing_lists_the_known() -> None:
     with pytest.raises(UnknownNameError, match=r"karras.*got 'sigmoid'"):
         grids.spaced(SCHEDULE, 5, "sigmoid")

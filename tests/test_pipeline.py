@@ -22,6 +22,7 @@ from pixsigma import (
     Step,
     UnknownNameError,
 )
+from pixsigma.placement import choose_device
 
 FAST = {"num_inference_steps": 3, "width": 32, "height": 32}
 CALL: dict[str, Any] = {**FAST, "use_resolution_binning": False, "output_type": "latent"}
@@ -127,6 +128,23 @@ def test_every_placement_draws_the_same(mode: str) -> None:
     pipe.to("cpu")
     assert next(pipe.transformer.parameters()).device.type == "cpu"
     torch.testing.assert_close(latents_of(pipe, seed=3), expected)
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+@pytest.mark.parametrize("decoding", ["whole", "strips", "strips-half", "strips-spill"])
+def test_every_placement_decodes_in_every_way(mode: Any, decoding: Any) -> None:
+    pipe = pipeline()
+    latents = torch.randn(1, 4, 8, 8)
+    expected = pipe.decode(latents)
+    getattr(pipe, f"enable_{mode}_cpu_offload")("cpu")
+    pipe.decoding = decoding
+    torch.testing.assert_close(pipe.decode(latents), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["cpu:x", "cpu:1", "cuda:99", "tpu", ""])
+def test_devices_that_are_not_here_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no device"):
+        choose_device(name)
 
 
 def test_tiles_decode_large_pictures_nearly_as_the_whole() -> None:

@@ -11,6 +11,7 @@ from pixsigma.errors import InputError
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.weighting import encode_weighted
 from pixsigma.pipeline import PixArtSigmaPipeline
+from pixsigma.placement import Placement, release
 from pixsigma.weights import folder as folders
 from pixsigma.weights.files import Tensors
 from pixsigma.weights.folder import read_text_encoder, save_text_encoder
@@ -97,6 +98,32 @@ def test_a_damaged_file_is_told_and_written_anew(model: Path, tmp_path: Path) ->
     torch.testing.assert_close(given, expected)
     assert file.read_bytes() == whole
     assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".safetensors"]
+
+
+def test_a_folder_that_takes_nothing_costs_no_answer(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    expected = read_text_encoder(model).encode(["a cat"]).embeddings
+    text = read_text_encoder(model, prompt_cache=cache)
+    cache.write_text("where the folder would be")
+    with pytest.warns(UserWarning, match="encoded anew next time"):
+        given = text.encode(["a cat"]).embeddings
+    torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_layers_behind_the_cache_are_brought_one_by_one(
+    model: Path, tmp_path: Path, stream: bool
+) -> None:
+    expected = read_text_encoder(model).encode(PROMPTS).embeddings
+    text = read_text_encoder(model, stream=stream, prompt_cache=tmp_path / "cache")
+    placement = Placement(torch.device("cpu"), "sequential")
+    placement.settle(text.encoder)
+    assert hasattr(text.encoder.inner, "_hf_hook") != stream
+    with placement.running(text.encoder):
+        given = text.encode(PROMPTS, device="cpu").embeddings
+        torch.testing.assert_close(given, expected)
+    release(text.encoder)
+    assert not hasattr(text.encoder.inner, "_hf_hook")
 
 
 def test_a_cached_encoder_can_be_saved(model: Path, tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_pictures_in_are_measured_by_their_header(tmp_path: Path) -> None:
         assert told["state"] == "failed" and "cannot be read" in told["reason"]
 
 
-def test_old_jobs_make_room(tmp_path: Path) -> None:
+def test_old_jobs_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = small_service(tmp_path, limits=Limits(kept=1))
     service.start()
     wanted = JobRequest.model_validate(job())
@@ -374,6 +374,9 @@ def test_old_jobs_make_room(tmp_path: Path) -> None:
     for _ in range(3):
         ids.append(service.submit(wanted, "a").id)
         until_over(service, ids[-1])
+    service.submit(wanted, "a")
+    assert (tmp_path / "results" / ids[0]).exists(), "its client may be about to fetch it"
+    monkeypatch.setattr("pixsigma.server.service.LINGER_SECONDS", 0.0)
     service.submit(wanted, "a")
     service.stop()
     assert not (tmp_path / "results" / ids[0]).exists()

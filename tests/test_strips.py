@@ -1,7 +1,11 @@
 """Some rows at a time, the autoencoder gives what it gives for the whole picture."""
 
+import errno
+import io
+import os
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 from torch import nn
 
 from pixsigma.config import AutoencoderConfig
-from pixsigma.errors import SizeError
+from pixsigma.errors import OutputError, SizeError
 from pixsigma.models import rows, sheets, strips
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.autoencoder_blocks import Upsample
@@ -119,6 +123,37 @@ def test_sheets_give_back_and_let_go(keep: Any, spill: bool) -> None:
     torch.testing.assert_close(sheet.read(4, 10), x[:, :, 4:], rtol=1e-3, atol=1e-3)
     assert sheet.num_bytes == 3 * 10 * 4 * (4 if keep == "exact" else 2)
     assert all((strip.values is None) == spill for strip in sheet.strips)
+
+
+def test_a_file_that_takes_a_part_at_a_time_has_all_in_the_end(tmp_path: Path) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:37])
+
+        def readinto(self, data: Any) -> int:
+            return super().readinto(memoryview(data)[:41])
+
+    sheet = Sheet(3, 8, 4, "exact", torch.float32, torch.device("cpu"), Slow(tmp_path / "f", "w+"))
+    x = torch.randn(1, 3, 8, 4)
+    for part in x.split(3, dim=2):
+        sheet.append(part)
+    assert torch.equal(sheet.read(1, 8), x[:, :, 1:])
+    os.truncate(tmp_path / "f", 300)
+    with pytest.raises(OutputError, match="lost rows"):
+        sheet.read(1, 8)
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    sheet = Sheet(3, 8, 4, "exact", torch.float32, torch.device("cpu"), Full(tmp_path / "f", "w+"))
+    with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
+        sheet.append(torch.randn(1, 3, 8, 4))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match="set TMPDIR"):
+        sheets.spill_file()
 
 
 def test_moments_are_those_of_all_rows() -> None:

@@ -8,7 +8,7 @@ import torch
 
 import pixsigma
 from pixsigma.config import T5Config
-from pixsigma.errors import InputError, MissingExtraError, MissingWeightsError
+from pixsigma.errors import CorruptWeightsError, InputError, MissingExtraError, MissingWeightsError
 from pixsigma.models.cleaning import clean_caption
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import T5TextEncoder, Tokenizer
@@ -78,6 +78,13 @@ def test_features_follow_the_encoder(encoder):
     features = encoder.encode(["the cat"])
     assert features.embeddings.dtype is torch.bfloat16
     assert not features.embeddings.requires_grad
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
+def test_a_file_that_is_no_vocabulary_is_told(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CorruptWeightsError, match="git-lfs"):
+        Tokenizer(tmp_path / name)
 
 
 def test_a_missing_file_is_told(tmp_path):

@@ -1,6 +1,7 @@
 """A text encoder in 8 bits: written layer by layer, opened at once, near the one it is made of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.small import TEXT, small_text_encoder
 from typer.testing import CliRunner
 
 from pixsigma.cli import app
-from pixsigma.errors import InputError, MismatchError
+from pixsigma.errors import InputError, MismatchError, MissingWeightsError
 from pixsigma.models import narrow, products
 from pixsigma.models.narrow import product
 from pixsigma.models.quantized import quantize_rows
@@ -47,6 +48,20 @@ def test_rows_have_scales_of_their_own(
     # inputs are rounded with VNNI only; beyond that, both are the product of the rounded weight
     exact = x @ (numbers * scale[:, None]).T
     assert torch.allclose(given, exact, rtol=1e-5, atol=1e-5) != vnni
+
+
+@pytest.mark.parametrize("vnni", [False, True])
+def test_half_precision_holds_what_its_answer_needs(
+    vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "saturates", lambda: not vnni)
+    torch.manual_seed(0)
+    weight, x = 0.1 * torch.randn(24, 512), 25 * torch.randn(5, 512)
+    numbers, scale = quantize_rows(weight)
+    expected = x @ weight.T
+    assert expected.abs().max() / scale.min() > torch.finfo(torch.float16).max
+    given = product(x.half()[None], numbers, torch.float16, scale)[0]
+    assert (given.float() - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_nan_stays_nan() -> None:
@@ -112,6 +127,24 @@ def test_what_cannot_be_is_refused(folders: tuple[Path, Path], tmp_path: Path) -
         save_int8_text(small, tmp_path / "twice")
     with pytest.raises(InputError, match="must differ"):
         save_int8_text(full, full)
+
+
+def test_without_a_tokenizer_nothing_is_written(tmp_path: Path) -> None:
+    save_text_encoder(small_text_encoder(), tmp_path / "full")
+    shutil.rmtree(tmp_path / "full" / "tokenizer")
+    with pytest.raises(MissingWeightsError, match="tokenizer"):
+        save_int8_text(tmp_path / "full", tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_the_words_that_it_knows_come_along(tmp_path: Path) -> None:
+    text = small_text_encoder()
+    text.words = frozenset({"cat", "dog"})
+    save_text_encoder(text, tmp_path / "full")
+    assert read_text_encoder(save_int8_text(tmp_path / "full", tmp_path / "small")).words == {
+        "cat",
+        "dog",
+    }
 
 
 def test_mini_draws_with_it(tmp_path: Path) -> None:

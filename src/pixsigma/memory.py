@@ -159,15 +159,17 @@ def settled(
     parts = (text, transformer_part(facts, wish, machine), decoder_part(facts, wish, machine, way))
     where = {"model": "brought when it works", "sequential": "layer by layer"}
     if placement != "resident":
+        # the autoencoder comes in one piece: strips read its weights outside its layers
+        told = (where[placement], where[placement], where["model"])
         parts = tuple(  # type: ignore[assignment]
-            replace(p, way=p.way.replace("resident", where[placement])) for p in parts
+            replace(p, way=p.way.replace("resident", w)) for p, w in zip(parts, told, strict=True)
         )
     layer = max(part.weights for part in parts) // 20
     everything = sum(part.weights for part in parts)
     held = {
         "resident": [everything] * len(parts),
         "model": [part.weights for part in parts],
-        "sequential": [layer] * len(parts),
+        "sequential": [layer, layer, parts[2].weights],
     }[placement]
     most = max(weights + part.work for weights, part in zip(held, parts, strict=True))
     peak = machine.base + SPARE + most

@@ -1,6 +1,6 @@
 """Where the parts run: resident on one device, or brought there only while they work."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,7 +20,10 @@ def choose_device(name: str = "auto") -> torch.device:
     present["mps"] = torch.backends.mps.is_available()
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-    if not present.get(name.split(":")[0], False):
+    kind, colon, number = name.partition(":")
+    counts = {"cuda": torch.cuda.device_count()}
+    one_of_them = not colon or (number.isdecimal() and int(number) < counts.get(kind, 1))
+    if not (present.get(kind, False) and one_of_them):
         usable = ", ".join(kind for kind, here in present.items() if here)
         raise InputError(f"there is no device {name!r} here; usable: auto, {usable}")
     return torch.device(name)
@@ -31,7 +34,8 @@ class Placement:
     """One rule for all parts of a pipeline.
 
     `resident`: everything lies on `device`. `model`: one part at a time is moved there and back.
-    `sequential`: accelerate brings single layers there as they run; least memory, slowest.
+    `sequential`: accelerate brings single layers there as they run; least memory, slowest. What
+    says that it is `in_one_piece` is brought as a whole then.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -43,7 +47,7 @@ class Placement:
 
         Raises OutOfMemoryError where the device has too little memory.
         """
-        moved = [p for p in parts if p is not None and self.mode == "model"]
+        moved = [p for p in parts if p is not None and self._brings_whole(p)]
         try:
             for part in moved:
                 part.to(self.device)
@@ -64,18 +68,31 @@ class Placement:
         for part in parts:
             if part is None:
                 continue
-            if self.mode == "sequential" and not getattr(part, "streamed", False):
-                self._stream_layers(part)
-            elif self.mode == "sequential":
+            if self._brings_whole(part):
+                part.to("cpu")
+            elif self.mode == "resident":
+                part.to(self.device)
+            elif getattr(part := opened(part), "streamed", False):
                 part.to(self.device)  # what is left in memory; the file has the rest
             else:
-                part.to(self.device if self.mode == "resident" else "cpu")
+                self._stream_layers(part)
+
+    def _brings_whole(self, part: nn.Module) -> bool:
+        return self.mode == "model" or (
+            self.mode == "sequential" and getattr(part, "in_one_piece", False)
+        )
 
     def _stream_layers(self, part: nn.Module) -> None:
         from accelerate import cpu_offload
 
         part.to("cpu")
         cpu_offload(part, execution_device=self.device, offload_buffers=True)
+
+
+def opened(part: nn.Module) -> nn.Module:
+    """What has the layers: an encoder behind a cache of its answers is opened for that."""
+    whole: Callable[[], nn.Module] | None = getattr(part, "whole", None)
+    return whole() if whole else part
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -87,7 +104,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release(*parts: nn.Module | None) -> None:
     """Undo what `sequential` attached, so that the parts can be placed anew."""
-    hooked = [part for part in parts if part is not None and hasattr(part, "_hf_hook")]
+    layered = [getattr(part, "inner", None) or part for part in parts]
+    hooked = [part for part in layered if part is not None and hasattr(part, "_hf_hook")]
     if not hooked:
         return
     from accelerate.hooks import remove_hook_from_module

@@ -183,6 +183,11 @@ def _timesteps(
     if spacing == "trailing":
         return [float(round(num - k * num / num_steps) - 1) for k in range(num_steps)]
     inner = points == "inner"
+    if inner and num_steps >= num:
+        raise InputError(
+            f"num_inference_steps must be {num - 1} at most for this sampler, whose last step ends "
+            f"within the schedule; got {num_steps}"
+        )
     if spacing == "leading":
         stride = num // (num_steps + inner)
         return [float(k * stride + offset) for k in range(num_steps + inner)][::-1][:num_steps]

@@ -18,6 +18,9 @@ LOGVAR_RANGE = (-30.0, 20.0)
 class KLAutoencoder(nn.Module):
     """Both halves; parameter names are those of the published diffusers folders."""
 
+    in_one_piece = True
+    """That it is brought to a device as a whole: strips read weights where no layer is called."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config

@@ -23,25 +23,32 @@ def product(x: Tensor, stored: Tensor, dtype: torch.dtype, scale: Tensor | None 
     On a CPU some rows of W at a time are cast into a buffer and used; 8 bits are multiplied as they
     are where the CPU has instructions for that (VNNI).
     """
+    # numbers of up to 127 are scaled before they are fp16, which their products would overflow
     if x.device.type != "cpu":
-        y = linear(x, stored.to(x.device, non_blocking=True).to(dtype))
-        return y if scale is None else y * scale.to(y)
-    if stored.dtype is torch.int8 and not saturates():
-        y = rowwise_product(x.flatten(0, -2).float(), stored).to(dtype).unflatten(0, x.shape[:-1])
-    else:
-        y = block_product(x, stored, dtype)
-    return y if scale is None else y.mul_(scale)
+        weight = stored.to(x.device, non_blocking=True)
+        if scale is not None:
+            weight = weight.float().mul_(scale.to(x.device)[:, None])
+        return linear(x, weight.to(dtype))
+    if scale is not None and stored.dtype is torch.int8 and not saturates():
+        y = rowwise_product(x.flatten(0, -2).float(), stored).mul_(scale)
+        return y.to(dtype).unflatten(0, x.shape[:-1])
+    return block_product(x, stored, dtype, scale)
 
 
-def block_product(x: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
+def block_product(
+    x: Tensor, stored: Tensor, dtype: torch.dtype, scale: Tensor | None = None
+) -> Tensor:
     """The same, cast on the way: exact where `dtype` holds what is stored."""
     if stored.dtype is dtype:
         return narrow_linear(x, stored)
     buffer = torch.empty(min(BLOCK_ROWS, len(stored)), stored.shape[1], dtype=dtype)
     y = x.new_empty(*x.shape[:-1], len(stored))
     for begin in range(0, len(stored), BLOCK_ROWS):
-        block = stored[begin : begin + BLOCK_ROWS]
-        y[..., begin : begin + BLOCK_ROWS] = narrow_linear(x, buffer[: len(block)].copy_(block))
+        rows = slice(begin, min(begin + BLOCK_ROWS, len(stored)))
+        block = buffer[: rows.stop - begin].copy_(stored[rows])
+        if scale is not None:
+            block.mul_(scale[rows, None])
+        y[..., rows] = narrow_linear(x, block)
     return y
 
 

@@ -6,6 +6,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
+from pixsigma.errors import CorruptWeightsError
+
 PAD, END, UNKNOWN = 0, 1, 2
 """Ids that T5's vocabulary begins with."""
 
@@ -144,5 +146,12 @@ class JsonPieces:
 
 
 def open_pieces(path: Path) -> Pieces:
-    """The vocabulary in a file, by its ending."""
-    return JsonPieces(path) if path.suffix == ".json" else SentencePieces(path)
+    """The vocabulary in a file, by its ending; raises CorruptWeightsError where it is none."""
+    try:
+        return JsonPieces(path) if path.suffix == ".json" else SentencePieces(path)
+    except Exception as error:  # the libraries have no class of their own for it
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CorruptWeightsError(
+            f"{path} is no tokenizer ({reason}); is it whole, and not a pointer of git-lfs? "
+            "fetch it again"
+        ) from error

@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal, Protocol, TypeAlias
+from typing import IO, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from pixsigma.errors import OutputError
 
 Keep: TypeAlias = Literal["exact", "half"]
 """Activations as computed, or in 16 bits: scaled per strip and channel, so nothing overflows."""
@@ -143,8 +145,7 @@ class Sheet:
         values = values.to(self.stored_dtype, memory_format=torch.contiguous_format, copy=True)
         strip = Strip(begin, values, scale, len(values))
         if self.file is not None:
-            strip.offset = self.file.seek(0, 2)
-            self.file.write(_bytes_of(values.cpu()))
+            strip.offset = _put(self.file, _bytes_of(values.cpu()))
             strip.values = None
         self.strips.append(strip)
 
@@ -176,14 +177,47 @@ class Sheet:
         values = torch.empty(last - first, self.width, self.channels, dtype=self.stored_dtype)
         row_bytes = self.width * self.channels * self.stored_dtype.itemsize
         self.file.seek(strip.offset + first * row_bytes)
-        self.file.readinto(_bytes_of(values))  # type: ignore[attr-defined]
+        _fill(self.file, _bytes_of(values))
         return values.to(self.device)
 
 
 def spill_file() -> IO[bytes]:
-    """A file without a name in the folder for temporary files (TMPDIR); gone when it is closed."""
-    return tempfile.TemporaryFile(buffering=0)
+    """A file without a name in the folder for temporary files (TMPDIR); gone when it is closed.
+
+    Raises OutputError where there is no such folder.
+    """
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError as error:
+        raise _no_room(error) from error
 
 
-def _bytes_of(values: Tensor) -> Any:
-    return values.view(torch.uint8).flatten().numpy().data
+def _put(file: IO[bytes], values: memoryview) -> int:
+    """Write at the end of an unbuffered file, which may take a part at a time; returns where."""
+    offset = file.seek(0, 2)
+    try:
+        while values:
+            values = values[file.write(values) :]
+    except OSError as error:
+        raise _no_room(error) from error
+    return offset
+
+
+def _fill(file: IO[bytes], values: memoryview) -> None:
+    """Read on in an unbuffered file, which may give a part at a time, until `values` is full."""
+    while values:
+        if not (num := file.readinto(values)):  # type: ignore[attr-defined]
+            raise OutputError("the temporary file of a decoding has lost rows that were in it")
+        values = values[num:]
+
+
+def _no_room(error: OSError) -> OutputError:
+    return OutputError(
+        f"rows of the decoding do not fit into temporary files: {error}; "
+        "set TMPDIR to a folder on a disk with more room"
+    )
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    found: memoryview = values.view(torch.uint8).flatten().numpy().data
+    return found

@@ -80,7 +80,9 @@ class Doorway:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and _name(host) not in self.hosts:
             return 421, f"this server answers to {', '.join(sorted(self.hosts))}; got {host!r}"
-        own = origin in (None, "null", *self.origins) or _place(origin) == host
+        own = origin in (None, *self.origins) or _place(origin) == host
+        if origin == "null":  # a page in a sandbox, or one of ours that tells nobody where it is
+            own = headers.get("sec-fetch-site") in ("same-origin", "none")
         if not own:
             return 403, f"pages of other origins may not use this server; got {origin!r}"
         length = headers.get("content-length", "0")

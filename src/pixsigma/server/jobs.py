@@ -52,6 +52,7 @@ _FIELDS = (
     "number, id, client, model, state, priority, request, format, deadline, cancel, attempts,"
     " created, seconds, kind, reason, warnings, files, seeds"
 )
+_BACK = "state = CASE cancel WHEN 1 THEN 'cancelled' ELSE 'queued' END"
 _LIGHT = _FIELDS.replace("request", "json_remove(request, '$.image', '$.mask') AS request")
 
 
@@ -186,6 +187,7 @@ class JobStore:
         id: str,
         state: State,
         *,
+        of: State = "running",
         files: Sequence[str] = (),
         seeds: Sequence[int] = (),
         warnings: Sequence[str] = (),
@@ -193,13 +195,13 @@ class JobStore:
         kind: str | None = None,
         reason: str | None = None,
     ) -> bool:
-        """Write down how a running job ended; False where it was over already."""
+        """Write down how a job ended that was in the state `of`; False where it was not."""
         with self._change():
             lists = [json.dumps(list(each)) for each in (files, seeds, warnings)]
             done = self._base.execute(
                 "UPDATE jobs SET state=?, files=?, seeds=?, warnings=?, seconds=?, kind=?, reason=?"
-                " WHERE id = ? AND state = 'running'",
-                (state, *lists, seconds, kind, reason, id),
+                " WHERE id = ? AND state = ?",
+                (state, *lists, seconds, kind, reason, id, of),
             )
         self._sync()
         return done.rowcount == 1
@@ -217,10 +219,10 @@ class JobStore:
             return self._one("id = ?", id)
 
     def hand_back(self, id: str) -> None:
-        """Put a running job back into the queue, as if it had not been begun."""
+        """Put a running job back into the queue, as if it had not been begun; or let it end."""
         with self._change():
             self._base.execute(
-                "UPDATE jobs SET state = 'queued', attempts = attempts - 1"
+                f"UPDATE jobs SET {_BACK}, attempts = attempts - 1"
                 " WHERE id = ? AND state = 'running'",
                 (id,),
             )
@@ -228,19 +230,16 @@ class JobStore:
     def recover(self) -> None:
         """After a restart: what ran is queued again, but what ran `MOST_ATTEMPTS` times fails."""
         with self._change():
-            self._base.execute(
-                "UPDATE jobs SET state = 'cancelled' WHERE state = 'running' AND cancel = 1"
-            )
             reason = (
                 f"the server stopped {MOST_ATTEMPTS} times while it drew this; a smaller size "
                 "or fewer pictures may do"
             )
             self._base.execute(
                 "UPDATE jobs SET state = 'failed', kind = 'Stopped', reason = ?"
-                " WHERE state = 'running' AND attempts >= ?",
+                " WHERE state = 'running' AND cancel = 0 AND attempts >= ?",
                 (reason, MOST_ATTEMPTS),
             )
-            self._base.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
+            self._base.execute(f"UPDATE jobs SET {_BACK} WHERE state = 'running'")
 
     def empty(self, id: str) -> None:
         """Keep that there was a job, and nothing of what it asked for."""
@@ -357,9 +356,9 @@ class JobStore:
 
 
 def refuse_other(old: Job, request: Mapping[str, Any], model: str, format: str) -> None:
-    """Raise InputError where an idempotency key comes again with another request."""
+    """Raise InputError where a key comes again with another request, as far as that is known."""
     now = json.loads(json.dumps(request)), model, format
-    if now != (old.request, old.model, old.format):
+    if old.request and now != (old.request, old.model, old.format):
         raise InputError(
             "an idempotency key belongs to one request, and this one was used for another; "
             "give a new key"

@@ -38,12 +38,18 @@ def hashed(key: str) -> str:
 
 
 def read_keys(path: Path) -> Keys:
-    """A file of `name:sha256` lines; raises InputError that names the line."""
+    """A file of `name:sha256` lines; raises InputError that names the line, or for no key."""
+    if not (found := _keys_in(path)):
+        raise InputError(f"{path} holds no key; pixsigma serve --keys FILE --add-key NAME adds one")
+    return Keys(found)
+
+
+def _keys_in(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the keys in {path}: {error}") from error
-    found = {}
+    found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -54,9 +60,7 @@ def read_keys(path: Path) -> Keys:
                 "pixsigma serve --keys FILE --add-key NAME writes one"
             )
         found[name] = digest
-    if not found:
-        raise InputError(f"{path} holds no key; pixsigma serve --keys FILE --add-key NAME adds one")
-    return Keys(found)
+    return found
 
 
 def add_key(path: Path, name: str) -> str:
@@ -66,16 +70,15 @@ def add_key(path: Path, name: str) -> str:
     """
     if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
         raise InputError(f"a client's name has letters, digits, dots and dashes, got {name!r}")
-    before = dict(read_keys(path).hashes) if path.exists() else {}
-    if name in before:
+    if path.exists() and name in _keys_in(path):
         raise InputError(
             f"{path} has a key for {name} already; remove its line, or take a new name"
         )
     key = PREFIX + secrets.token_urlsafe(32)
     with atomic_write(path) as temp:
         temp.chmod(0o600)
-        lines = [f"{owner}:{digest}\n" for owner, digest in (before | {name: hashed(key)}).items()]
-        temp.write_text("".join(lines), "utf-8")
+        before = path.read_text("utf-8").splitlines() if path.exists() else []
+        temp.write_text("\n".join([*before, f"{name}:{hashed(key)}", ""]), "utf-8")
     path.chmod(0o600)
     return key
 

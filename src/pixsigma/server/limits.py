@@ -30,7 +30,7 @@ class Limits(BaseModel):
     max_images: int = Field(default=8, ge=1)
     """Pictures of one request."""
     max_prompt: int = Field(default=8000, ge=1)
-    """Characters of a prompt, and of a negative one."""
+    """Characters of a prompt, of a negative one, and of a region's."""
     max_body: int = Field(default=32 * 2**20, ge=1024)
     """Bytes of a request."""
     max_queue: int = Field(default=200, ge=1)
@@ -50,6 +50,10 @@ def check_request(request: GenerationRequest, limits: Limits, native: tuple[int,
         "num_images": (request.num_images, limits.max_images),
         "characters of the prompt": (len(request.prompt), limits.max_prompt),
         "characters of the negative prompt": (len(request.negative_prompt), limits.max_prompt),
+        "characters of a region's prompt": (
+            max((len(region.prompt) for region in request.regions), default=0),
+            limits.max_prompt,
+        ),
     }
     for name, (given, allowed) in most.items():
         if given > allowed:
@@ -71,8 +75,9 @@ def drawn_size(
     height, width = native
     if request.image is not None:
         width, height = upload_size(request.image, limits)
-    if request.mask is not None:
-        upload_size(request.mask, limits)
+    for mask in (request.mask, *(region.mask for region in request.regions)):
+        if mask is not None:
+            upload_size(mask, limits)
     if request.width and request.height:
         height, width = request.height, request.width
     sides = request.extend or {}
@@ -106,7 +111,10 @@ def upload_size(source: str, limits: Limits) -> tuple[int, int]:
 
 @dataclass
 class Rates:
-    """A bucket of tokens for each client: full at first, and filled again minute by minute."""
+    """A bucket of tokens for each client: full at first, and filled again minute by minute.
+
+    It holds those of a minute, and at least the one that a job takes.
+    """
 
     per_minute: float
     clock: Callable[[], float] = time.monotonic  # the wall clock may jump
@@ -115,12 +123,13 @@ class Rates:
 
     def take(self, client: str) -> None:
         """Take a token; raises BusyError that says when there will be one."""
-        now = self.clock()
+        now, room = self.clock(), max(1.0, self.per_minute)
         with self._lock:
             if len(self._filled) > 10_000:
-                self._filled = {k: v for k, v in self._filled.items() if now - v[1] < 60}
-            tokens, before = self._filled.get(client, (self.per_minute, now))
-            tokens = min(self.per_minute, tokens + (now - before) * self.per_minute / 60)
+                full = 60 * room / self.per_minute
+                self._filled = {k: v for k, v in self._filled.items() if now - v[1] < full}
+            tokens, before = self._filled.get(client, (room, now))
+            tokens = min(room, tokens + (now - before) * self.per_minute / 60)
             enough = tokens >= 1
             self._filled[client] = (tokens - enough, now)
         if not enough:

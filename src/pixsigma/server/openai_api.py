@@ -57,10 +57,10 @@ class ImagesRequest(BaseModel):
     user: str | None = None
     """Taken and not looked at: clients are told apart by their keys."""
 
-    def job(self, pictures: Mapping[str, str]) -> JobRequest:
-        """The same in our words; raises InputError."""
+    def job(self, pictures: Mapping[str, str], most_steps: int) -> JobRequest:
+        """The same in our words, a quality with `most_steps` at most; raises InputError."""
         fields: dict[str, Any] = {
-            "num_inference_steps": QUALITY_STEPS[self.quality],
+            "num_inference_steps": min(QUALITY_STEPS[self.quality], most_steps),
             **(self.model_extra or {}),
             **pictures,
             "prompt": self.prompt,
@@ -126,7 +126,7 @@ async def answer(
     kind: str,
 ) -> Any:
     """Draw and answer at once, or stream; a client that goes away takes its job with it."""
-    asked = wanted.job(pictures)
+    asked = wanted.job(pictures, service.limits.max_steps)
     job = await asyncio.to_thread(service.submit, asked, who)
     if wanted.stream:
         steps = streamed(service, job.id, wanted, _KINDS[kind])

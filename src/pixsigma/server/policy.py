@@ -11,6 +11,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pixsigma.errors import InputError, PolicyError
+from pixsigma.prompting import lines_of
 from pixsigma.requests import GenerationRequest
 
 Before: TypeAlias = Callable[[GenerationRequest], str | None]
@@ -88,7 +89,19 @@ def read_rules(path: Path) -> Before:
             raise InputError(f"rule {number} in {path}: {told}") from error
 
     def refused(request: GenerationRequest) -> str | None:
-        text = request.styled_prompt
-        return next((reason for rule, reason in found if rule.search(text)), None)
+        texts = sorted(texts_of(request))
+        return next((why for rule, why in found if any(map(rule.search, texts))), None)
 
     return refused
+
+
+def texts_of(request: GenerationRequest) -> set[str]:
+    """Every text that a picture is drawn from, as it was written and as each step reads it.
+
+    Brackets of the prompt language may take a word apart. Raises InputError for what is not in it.
+    """
+    texts = {request.styled_prompt, *(region.prompt for region in request.regions)}
+    # more steps than any sampler makes of them, so that no schedule ends unseen
+    steps = max(100, 2 * request.num_inference_steps)
+    rows = [row for text in texts for row in lines_of(text, request.prompt_syntax, steps)]
+    return texts | {line.text for row in rows for line in row}

@@ -18,12 +18,16 @@ from pixsigma.server.jobs import Job, JobStore
 from pixsigma.server.limits import Limits, Rates, check_request
 from pixsigma.server.metrics import Metrics
 from pixsigma.server.policy import Policy
-from pixsigma.server.worker import Glimpse, Worker, remembered
+from pixsigma.server.telling import remembered
+from pixsigma.server.worker import Glimpse, Worker
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
 
 Format: TypeAlias = Literal["png", "jpeg", "webp"]
+
+LINGER_SECONDS = 60.0
+"""A job that is over stays this long after it should go: its client may be about to fetch it."""
 
 _TOLD_LATER = 500  # bytes of settings that are known only after the drawing, and some more
 
@@ -79,6 +83,7 @@ class Service:
         self.results = self.data / "results"
         self.store = JobStore(self.data / "jobs.sqlite")
         self.rates = Rates(self.limits.rate)
+        self._leaving: dict[str, float] = {}
         self.worker = Worker(
             self.store,
             self.pipes,
@@ -217,5 +222,9 @@ class Service:
         return [self.results / job.id / name for name in job.files]
 
     def _prune(self) -> None:
-        for job in self.store.beyond(self.limits.kept):
-            self.forget(job)
+        now, leaving = monotonic(), self._leaving
+        beyond = self.store.beyond(self.limits.kept)
+        self._leaving = {job.id: leaving.get(job.id, now) for job in beyond}
+        for job in beyond:
+            if now - self._leaving[job.id] >= LINGER_SECONDS:
+                self.forget(job)

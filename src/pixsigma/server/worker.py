@@ -4,7 +4,6 @@ Texts, decoding and files are errands for a thread beside it. Whatever goes wron
 that drawing with a reason; the threads go on.
 """
 
-import errno
 import io
 import logging
 import shutil
@@ -22,17 +21,17 @@ from PIL import Image
 
 from pixsigma._version import __version__
 from pixsigma.denoising import Step
-from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import OutputError, PixsigmaError, PolicyError
 from pixsigma.images import write_picture
 from pixsigma.many import Ask, Company, elsewhere, stages_in_company
 from pixsigma.pages import give_back_pages
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.provenance import COMPOSITE, MADE
-from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.requests import request_from
 from pixsigma.server.jobs import Job, JobStore
 from pixsigma.server.metrics import Metrics
 from pixsigma.server.policy import Policy
+from pixsigma.server.telling import remembered, said
 from pixsigma.server.warned import hear
 
 _log = logging.getLogger(__name__)
@@ -45,8 +44,6 @@ PREVIEW_SECONDS = 0.2
 
 GIVE_BACK_SECONDS = 20.0
 """How often freed memory goes back to the system, which takes some milliseconds."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stopped(Exception):
@@ -148,7 +145,7 @@ class Worker:
         self.wake()
         self._thread.join(grace)
         for live in list(self.live.values()):
-            live.stop = Stopped("queued")
+            live.stop = live.stop or Stopped("queued")
         self._thread.join()
 
     def cancel(self, id: str) -> Job:
@@ -157,8 +154,7 @@ class Worker:
         if live := self.live.get(id):
             live.stop = Stopped("cancelled")
         elif job.state == "cancelled":
-            self.accepted.pop(id, None)
-            self.metrics.over.labels("cancelled").inc()
+            self._waits_no_more(id, "cancelled")
         self.wake()
         return job
 
@@ -209,8 +205,9 @@ class Worker:
             self._write_down(*self._unwritten.pop(0))
 
     def _admit(self) -> None:
-        """What the disk has refused, then new jobs."""
+        """What the disk has refused, what waited too long, then new jobs."""
         self._retry()
+        self._let_go()
         room = 0 if self._stopping else self.at_once - len(self._company.members)
         while room > 0 and (job := self._claimed()):
             room -= 1
@@ -219,6 +216,25 @@ class Worker:
             came = self.accepted.pop(job.id, now)
             self.metrics.stages.labels("queued").observe(now - came)
             self._company.join(job.id, partial(self._work, live))
+
+    def _let_go(self) -> None:
+        now = time.monotonic()
+        late = [id for id, end in list(self.deadlines.items()) if now > end and id not in self.live]
+        for id in late:
+            reason = "it still waited when its deadline was over"
+            try:
+                ended = self.store.finish(id, "failed", of="queued", kind="Stopped", reason=reason)
+            except OutputError:
+                self._refuse()
+                return
+            if ended:
+                self._waits_no_more(id, "failed")
+            self.deadlines.pop(id, None)
+
+    def _waits_no_more(self, id: str, state: str) -> None:
+        self.metrics.over.labels(state).inc()
+        for known in (self.accepted, self.deadlines):
+            known.pop(id, None)
 
     def _claimed(self) -> Job | None:
         try:
@@ -353,32 +369,6 @@ class Worker:
             write_picture(image, folder, str(number), settings, suffix=suffix, source_type=mark)
             self.metrics.images.inc()
         return [f"{number}{suffix}" for number in range(len(step.images))]
-
-
-def said(error: BaseException) -> str:
-    """The reason as a client may read it: errors of ours in full, those of the disk and others'
-    by their kind alone, since they may tell of paths.
-    """
-    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in _FULL):
-        return "this server's disk takes no more; send it again later"
-    if isinstance(error, PixsigmaError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "this server has too little memory for it; a smaller size would do"
-    return f"the server failed while it drew this ({type(error).__name__}); its log tells more"
-
-
-def remembered(request: GenerationRequest) -> dict[str, Any]:
-    """The request as its pictures tell it: without the pictures that it came with, and without
-    this machine's paths.
-    """
-    told = request.model_dump()
-    for name in ("image", "mask"):
-        if source := told[name]:
-            told[f"{name}_sha256"] = fingerprint(source)
-            told[name] = shortened(source)
-    told["loras"] = [lora | {"path": Path(lora["path"]).name} for lora in told["loras"]]
-    return told
 
 
 def enlarged(small: Image.Image, factor: int) -> bytes:

@@ -22,6 +22,7 @@ from pixsigma.errors import (
     InputError,
     MismatchError,
     MissingWeightsError,
+    OutOfMemoryError,
     OutputError,
     UnsafeWeightsError,
 )
@@ -292,6 +293,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise MissingWeightsError(f"{path} must be readable: {error}") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:200]
+        if "allocate memory" in reason:
+            raise OutOfMemoryError(
+                f"{path} cannot be mapped ({reason}): this system maps no file that is larger than "
+                "its memory and swap; more swap would do, or sysctl vm.overcommit_memory=1, or for "
+                "a text encoder smaller files (pixsigma convert --to text-int8 on another machine)"
+            ) from error
         raise CorruptWeightsError(f"{path} cannot be read ({reason}); {again}") from error
 
 

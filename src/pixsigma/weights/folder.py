@@ -299,10 +299,15 @@ def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
     else:
         tensors = T5.to_theirs(tensors)
     _save_part(folder / "text_encoder", tensors, config, "text_encoder")
-    pieces = text_encoder.tokenizer.pieces
+    save_tokenizer(folder, text_encoder.tokenizer, text_encoder.words)
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer, words: frozenset[str] | None) -> None:
+    """Write `tokenizer/` of a model; raises OutputError."""
+    pieces = tokenizer.pieces
     with atomic_write(folder / "tokenizer" / pieces.file_name) as temp:
         temp.write_bytes(pieces.content())
-    config_files.write_words(folder / "tokenizer", text_encoder.words)
+    config_files.write_words(folder / "tokenizer", words)
     write_json(
         folder / "tokenizer" / "tokenizer_config.json",
         {
@@ -312,7 +317,7 @@ def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
             "pad_token": "<pad>",
             "unk_token": "<unk>",
             "extra_ids": 100,
-            "max_tokens": text_encoder.tokenizer.max_length,
+            "max_tokens": tokenizer.max_length,
         },
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.config import T5Config
-from pixsigma.errors import CorruptWeightsError, InputError
+from pixsigma.errors import InputError, OutputError, WeightsError
 from pixsigma.weights.files import Tensors, open_tensors, save_tensors
 
 LARGE = 1_000_000_000
@@ -52,9 +52,6 @@ class CachedT5(nn.Module):
     mask, which are what the tokenizer makes of the text. Each prompt is a safetensors file.
     """
 
-    streamed = True
-    """That nothing need bring its layers to a device one by one."""
-
     def __init__(
         self,
         folder: Path,
@@ -85,7 +82,7 @@ class CachedT5(nn.Module):
             answers = self.whole(ids.device)(ids[missing], mask[missing])
             for i, answer in zip(missing, answers, strict=True):
                 rows[i] = answer
-                save_tensors({"embeddings": answer.cpu()}, files[i])
+                save_row(answer, files[i])
         return torch.stack([row.to(ids.device) for row in rows if row is not None])
 
     def file_of(self, ids: Tensor, mask: Tensor) -> Path:
@@ -114,14 +111,22 @@ class CachedT5(nn.Module):
         return found
 
 
+def save_row(answer: Tensor, file: Path) -> None:
+    """Write (L, E) as a file of the cache; warns where that cannot be, as the answer is there."""
+    try:
+        save_tensors({"embeddings": answer.cpu()}, file)
+    except OutputError as error:
+        warnings.warn(f"the prompt will be encoded anew next time: {error}", stacklevel=2)
+
+
 def read_row(file: Path, shape: tuple[int, int]) -> Tensor | None:
-    """(L, E) of a file of the cache, None where there is none; warns of a damaged one."""
+    """(L, E) of a file of the cache, None where there is none; warns of one that cannot be read."""
     if not file.is_file():
         return None
     try:
         tensors = open_tensors(file)
         found = tensors["embeddings"].clone() if "embeddings" in tensors else None
-    except CorruptWeightsError as error:
+    except WeightsError as error:
         warnings.warn(f"the prompt is encoded again: {error}", stacklevel=2)
         return None
     if found is None or found.shape != shape:

@@ -1,10 +1,10 @@
 """A text encoder in 8 bits on disk: written layer by layer, so that no copy of it is in memory."""
 
-import shutil
 from pathlib import Path
 
 from pixsigma.errors import InputError, MismatchError
 from pixsigma.models.quantized import quantized_layers
+from pixsigma.models.text import Tokenizer
 from pixsigma.weights import config_files, folder
 from pixsigma.weights.files import Tensors, save_tensors, write_json
 from pixsigma.weights.keymaps import T5
@@ -26,9 +26,11 @@ def save_int8_text(source: str | Path, target: str | Path) -> Path:
     ours = T5.to_ours(tensors)
     if quantized_layers(ours):
         raise MismatchError(f"the text encoder of {source} is in 8 bits already")
-    vocabulary = folder.vocabulary_file(source / "tokenizer")
     tokens = folder.folder_tokens(source)
+    tokenizer = Tokenizer(folder.vocabulary_file(source / "tokenizer"), tokens)
+    words = config_files.read_words(source / "tokenizer")
     quantised = in_int8(ours, [key.removesuffix(".weight") for key in in_order(config)])
+    folder.save_tokenizer(target, tokenizer, words)
     part = target / "text_encoder"
     owner: dict[str, str] = {}
     for name, keys in shards_of(quantised).items():
@@ -38,9 +40,6 @@ def save_int8_text(source: str | Path, target: str | Path) -> Path:
     write_json(part / "config.json", told)
     index = FileChoice().names("text_encoder", ".safetensors")[1]
     write_json(part / index, {"metadata": {}, "weight_map": owner})
-    (target / "tokenizer").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(vocabulary, target / "tokenizer" / vocabulary.name)
-    write_json(target / "tokenizer" / "tokenizer_config.json", {"max_tokens": tokens})
     return target
 
 

@@ -72,7 +72,8 @@ def details(service: Service) -> Widgets:
     models, loras = list(service.pipes), list(service.loras)
     w: Widgets = {}
     w["negative"] = gr.Textbox(label="Leave out", placeholder="blurry", elem_id="negative")
-    w["steps"] = gr.Slider(1, service.limits.max_steps, 20, step=1, label="Steps", elem_id="steps")
+    most = service.limits.max_steps
+    w["steps"] = gr.Slider(1, most, min(20, most), step=1, label="Steps", elem_id="steps")
     own = service.pipes[models[0]].default_guidance
     w["guidance"] = gr.Slider(
         0, 12, own, step=0.1, label="Guidance", info="how strongly the prompt leads"
