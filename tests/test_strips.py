@@ -225,6 +225,17 @@ def test_strips_hold_less_than_the_whole(
     assert (most - 1) * largest <= max(sizes) <= most * largest
 
 
+def test_freed_memory_goes_back_while_strips_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(strips, "give_back_pages", lambda: given.append(1))
+    source = Strips("exact", False, torch.float32, torch.device("cpu")).held(
+        torch.randn(1, 8, 90, 50)
+    )
+    done = list(strips.swept(source))
+    assert done == list(rows.strips_of(source)) and len(done) > strips.GIVE_BACK_STRIPS
+    assert len(given) == len(done) // strips.GIVE_BACK_STRIPS
+
+
 def test_room_is_that_of_the_largest_sheet_once_or_twice() -> None:
     config = AutoencoderConfig()
     assert strips.sheet_room(config, 512**2, 4) == 2 * 128 * 512**2 * 4

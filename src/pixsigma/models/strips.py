@@ -6,6 +6,7 @@ attention in the middle has every key. Between layers activations lie in sheets 
 is too large for one is computed again in each sweep that needs it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,11 @@ from pixsigma.models.rows import (
     strips_of,
 )
 from pixsigma.models.sheets import Keep, Moments, Rows, Sheet, spill_file
+from pixsigma.pages import give_back_pages
 from pixsigma.shapes import Images, Latents
+
+GIVE_BACK_STRIPS = 8
+"""After so many, some milliseconds are spent on memory that others may need."""
 
 ROOM = 1_100_000_000
 """Bytes of sheets that may lie in memory even where the largest is smaller: at 1024px in fp32 two
@@ -127,7 +132,7 @@ class Strips:
         file = spill_file() if self.spill else None
         shape = rows.channels, rows.height, rows.width
         sheet = Sheet(*shape, self.keep, self.dtype, self.device, file)
-        for begin, end in strips_of(rows):
+        for begin, end in swept(rows):
             sheet.append(rows.read(begin, end))
             rows.drop_before(end)
         return sheet
@@ -137,7 +142,7 @@ class Strips:
         if isinstance(rows, Sheet):
             return Normed(rows, norm, rows.moments, silu)
         moments = Moments()
-        for begin, end in strips_of(rows):
+        for begin, end in swept(rows):
             moments.add(rows.read(begin, end))
         return Normed(rows, norm, moments, silu)
 
@@ -172,7 +177,7 @@ class Strips:
         """All rows as one tensor, (1, c, h, w)."""
         shape = 1, rows.channels, rows.height, rows.width
         out = torch.empty(shape, dtype=self.dtype, device=self.device)
-        for begin, end in strips_of(rows):
+        for begin, end in swept(rows):
             out[:, :, begin:end] = rows.read(begin, end)
             rows.drop_before(end)
         return out
@@ -204,6 +209,17 @@ class Strips:
                 x = self.stored(Halved(x, downsample.conv))
         x = self.middle(encoder.mid_block, x)
         return self.gathered(Convolved(self.normed(x, encoder.conv_norm_out), encoder.conv_out))
+
+
+def swept(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Begin and end of each strip; what was computed on the way is given back now and then.
+
+    The C library keeps freed pieces, and small ones that stay between them leave few to use again.
+    """
+    for number, strip in enumerate(strips_of(rows), start=1):
+        yield strip
+        if number % GIVE_BACK_STRIPS == 0:
+            give_back_pages()
 
 
 def blocks_resnet(block: blocks.MidBlock, i: int) -> blocks.ResnetBlock:
