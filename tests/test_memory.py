@@ -189,6 +189,12 @@ def test_sizes_of_memory() -> None:
     )
 
 
+@pytest.mark.parametrize("size", ["8x8", "1000x1000"])
+def test_no_plan_is_made_for_a_size_that_is_not_drawn(size: str) -> None:
+    result = CliRunner().invoke(app, ["plan", "--size", size])
+    assert result.exit_code == 2 and "16" in result.stderr
+
+
 def test_the_command_tells_a_plan_and_fails_where_nothing_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -265,7 +265,7 @@ def test_every_optimizer_lowers_the_loss_and_takes_each_weight_once(
     recipe: Path, tmp_path: Path, name: str
 ) -> None:
     rates = {"adamw": 2e-3, "muon": 2e-3, "came": 2e-3, "adafactor": 3e-2}
-    wishes = {"optimizer.name": name, "optimizer.learning_rate": rates[name], "run.steps": 80}
+    wishes = {"optimizer.name": name, "optimizer.learning_rate": rates[name], "run.steps": 120}
     plan = read_recipe(recipe, wishes | {"run.caption_dropout": 0.0})
     trainer = Trainer(plan, tmp_path / name)
     taken = [p for o in optimizers(trainer.model, plan.optimizer) for p in o.param_groups]

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -321,3 +323,13 @@ def test_the_coming_step_is_read_ahead_and_errors_come_where_they_belong() -> No
     assert ahead.at(7, last=True) == 70  # a run that goes on begins anywhere
     assert sorted(asked) == [0, 1, 2, 3, 7]
     assert 0 <= ahead.waited < 10
+
+
+def test_noise_is_of_the_seed_the_step_and_the_part() -> None:
+    def drawn(seed: int, step: int, part: int) -> float:
+        run: Any = SimpleNamespace(recipe=SimpleNamespace(run=SimpleNamespace(seed=seed)))
+        return torch.rand((), generator=Trainer.randomness(run, step, part)).item()
+
+    places = [(0, 1, 0), (1, 1, 0), (3, 1, 0), (0, 2, 0), (0, 1, 1), (0, 2**18 + 1, 0)]
+    assert len({drawn(*place) for place in places}) == len(places)
+    assert drawn(0, 1, 0) == drawn(0, 1, 0)

@@ -27,14 +27,18 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Tell where each part would be, peak memory and time, and what would lessen them."""
+    from pixsigma.buckets import check_size
     from pixsigma.cli.fitting import choose_dtype, plan_for
     from pixsigma.cli.wishes import parse_network, parse_pair
     from pixsigma.placement import choose_device
 
     place = choose_device(device)
+    sides = parse_pair(size, "x", "--size") if size else None
+    if sides:
+        check_size(*sides)
     made = plan_for(
         model,
-        size=parse_pair(size, "x", "--size") if size else None,
+        size=sides,
         device=place,
         dtype=choose_dtype(dtype, place),
         memory=memory,

@@ -1,5 +1,6 @@
 """The run: read downwards. A generator, so that the door owns the progress bar and Ctrl-C."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -234,8 +235,9 @@ class Trainer:
         So a run resumes exactly without any state of random numbers, and two processes draw what
         one with `accumulate = 2` does.
         """
-        seed = (self.recipe.run.seed * 2**28 + step) * 2 * MOST_PARTS + part
-        return torch.Generator().manual_seed(seed % 2**63)
+        # torch's generator reads 32 bits of a seed, so all three have to be in them
+        mixed = hashlib.sha256(f"{self.recipe.run.seed} {step} {part}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(mixed[:4]))
 
     def set_rates(self, share: float) -> None:
         """Give every group its share of the recipe's learning rate."""
