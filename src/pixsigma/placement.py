@@ -1,9 +1,9 @@
 """Where the parts run: resident on one device, or brought there only while they work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -68,11 +68,17 @@ class Placement:
         for part in parts:
             if part is None:
                 continue
+            # an encoder behind a cache of its answers may not be open yet
+            cached: Any = part if hasattr(part, "settle") else None
+            if cached is not None:
+                cached.settle = self.settle if self.mode == "sequential" else None
             if self._brings_whole(part):
                 part.to("cpu")
             elif self.mode == "resident":
                 part.to(self.device)
-            elif getattr(part := opened(part), "streamed", False):
+            elif cached is not None:
+                self.settle(cached.inner)
+            elif getattr(part, "streamed", False):
                 part.to(self.device)  # what is left in memory; the file has the rest
             else:
                 self._stream_layers(part)
@@ -87,12 +93,6 @@ class Placement:
 
         part.to("cpu")
         cpu_offload(part, execution_device=self.device, offload_buffers=True)
-
-
-def opened(part: nn.Module) -> nn.Module:
-    """What has the layers: an encoder behind a cache of its answers is opened for that."""
-    whole: Callable[[], nn.Module] | None = getattr(part, "whole", None)
-    return whole() if whole else part
 
 
 def is_out_of_memory(error: BaseException) -> bool:

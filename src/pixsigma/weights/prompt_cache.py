@@ -69,6 +69,8 @@ class CachedT5(nn.Module):
         self.identity = identity
         self.dtype = dtype
         self.inner: nn.Module | None = None
+        self.settle: Callable[[nn.Module], None] | None = None
+        """Puts the encoder where it rests once it is open; None brings it to where the ids are."""
         self._open = open_encoder
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -95,7 +97,9 @@ class CachedT5(nn.Module):
         """The encoder itself, opened when first asked for."""
         if self.inner is None:
             self.inner = self._open()
-            if device is not None:
+            if self.settle is not None:
+                self.settle(self.inner)
+            elif device is not None:
                 self.inner.to(device)
         return self.inner
 
