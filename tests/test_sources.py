@@ -169,6 +169,9 @@ def test_what_is_no_data_set_is_told(shards: Path, tmp_path: Path) -> None:
     cut.write_bytes((shards / "0.tar").read_bytes()[:700])
     with pytest.raises(InputError, match="no whole, uncompressed tar"):
         list(read_rows(str(cut)))
+    two = write_tar(tmp_path / "two.tar", {"a.jpg": b"1", "a.mask.png": b"2", "a.txt": b"an a"})
+    with pytest.raises(InputError, match=r"two.tar: a.jpg and a.mask.png are of one name"):
+        list(read_rows(str(two)))
     for wrong, said in {
         str(tmp_path / "nothing"): "a data set is a folder",
         str(tmp_path / "no-*.tar"): "no tar shard",

@@ -7,18 +7,28 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from pixsigma.config import ScheduleConfig
 from pixsigma.data.batching import epoch_order
 from pixsigma.data.features import Batch, FeatureSet
 from pixsigma.data.shards import open_features
+from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
 from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
 from pixsigma.training.reading import Ahead
 from pixsigma.training.recipe import OptimizerSection, Recipe, read_recipe
+from pixsigma.training.sections import (
+    DistillSection,
+    LossSection,
+    ModelSection,
+    ValidationSection,
+)
 from pixsigma.training.trainer import Stream, Trainer
+from pixsigma.weights.folder import save_folder
 from small import small_features
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -333,3 +343,57 @@ def test_noise_is_of_the_seed_the_step_and_the_part() -> None:
     places = [(0, 1, 0), (1, 1, 0), (3, 1, 0), (0, 2, 0), (0, 1, 1), (0, 2**18 + 1, 0)]
     assert len({drawn(*place) for place in places}) == len(places)
     assert drawn(0, 1, 0) == drawn(0, 1, 0)
+
+
+def saved_model(plan: Recipe, tmp_path: Path, prediction_type: str) -> Path:
+    """A folder with the network of a recipe and a schedule that says what it predicts."""
+    schedule = NoiseSchedule(ScheduleConfig(prediction_type=prediction_type))
+    save_folder(
+        tmp_path / prediction_type,
+        transformer=Trainer(plan, tmp_path / "r").model,
+        schedule=schedule,
+    )
+    return tmp_path / prediction_type
+
+
+def test_a_loss_for_another_target_than_the_models_is_refused(
+    features: Path, tmp_path: Path
+) -> None:
+    plan = recipe(features)
+    other = saved_model(plan, tmp_path, "v_prediction")
+    begun = ModelSection(init_from=str(other))
+    with pytest.raises(MismatchError, match=r"predicts v_prediction: say.*\[loss\], got epsilon"):
+        Trainer(plan.model_copy(update={"model": begun}), tmp_path / "a")
+    loss = LossSection(prediction_type="v_prediction")
+    Trainer(plan.model_copy(update={"model": begun, "loss": loss}), tmp_path / "b")
+    same = ModelSection(init_from=str(saved_model(plan, tmp_path, "epsilon")))
+    taught = {"model": same, "distill": DistillSection(teacher=str(other))}
+    with pytest.raises(MismatchError, match="predicts v_prediction"):
+        Trainer(plan.model_copy(update=taught), tmp_path / "c")
+    bare = ModelSection(init_from=str(other / "transformer"))
+    Trainer(plan.model_copy(update={"model": bare}), tmp_path / "d")  # weights alone do not tell
+
+
+def test_batches_that_cannot_be_parted_and_odd_validation_are_told_first(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = recipe(features)
+    wide = small_features(tmp_path / "wide.safetensors", 10, num=7, spread=0.01)
+    looked = plan.model_copy(update={"validation": ValidationSection(features=wide)})
+    with pytest.raises(MismatchError, match=r"wide\.safetensors have width 10"):
+        Trainer(looked, tmp_path / "a")
+    parted = plan.run.model_copy(update={"batch_size": 6, "accumulate": 2})
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(InputError, match="among 2 processes and accumulate = 2: .* multiple of 4"):
+        Trainer(plan.model_copy(update={"run": parted}), tmp_path / "b")
+
+
+def test_overrides_that_lead_through_a_value_and_muon_in_fp16_are_refused(features: Path) -> None:
+    path = features.with_name("recipe.toml")
+    recipe(features, optimizer="muon")
+    with pytest.raises(InputError, match="inside a value, 8"):
+        read_recipe(path, {"run.steps.more.still": 1})
+    with pytest.raises(InputError, match=r"--set run\.steps\.more: steps is no section"):
+        read_recipe(path, {"run.steps.more": 1})
+    with pytest.raises(InputError, match="muon is two optimisers"):
+        read_recipe(path, {"run.mixed_precision": "fp16"})

@@ -178,6 +178,11 @@ def _grouped(url: str, tar: tarfile.TarFile) -> Iterator[Row]:
                 yield _member_row(url, picture, captions)
             key, picture, captions = str(path.parent / base), None, []
         if is_picture(member.name):
+            if picture is not None:
+                raise InputError(
+                    f"{url}: {picture.name} and {member.name} are of one name, and a row of a tar "
+                    "shard is one picture: leave masks and copies out, or prepare from a folder"
+                )
             picture = member
         else:
             captions += _texts(tar, member, ending.lower(), f"{url}:{member.name}")

@@ -1,7 +1,7 @@
 """What a folder of data asks a model to draw, and the real pictures that it compares with.
 
     captions.jsonl          training pictures: {"path", …}
-    held_out.jsonl          pictures kept from training: {"path", …}
+    held_out.jsonl          pictures kept from training: {"path", "style", …}
     eval/index.jsonl        real pictures of every thing: {"path", "thing", "style"}
     eval/prompts.jsonl      {"measure": "things" | "held_out" | "synonyms", "prompt", "thing"} or
                             {"measure": "compositions", "task", "prompt", "things", "relation"}
@@ -77,6 +77,10 @@ class Questions:
     def held_out(self) -> Array:
         """Features of the pictures kept from training."""
         return kept(self._paths(self.rows("held_out.jsonl")), extract, self.store("features"))
+
+    def held_out_styles(self) -> list[str]:
+        """Styles of the pictures kept from training."""
+        return sorted({_parsed(lambda row: row["style"], r) for r in self.rows("held_out.jsonl")})
 
     def training_thumbnails(self) -> Array:
         """Thumbnails of every training picture."""

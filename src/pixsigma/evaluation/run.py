@@ -67,6 +67,8 @@ def evaluate(
     The figures are written after each measure, so that a stopped run leaves what it has measured.
     Raises InputError, OutputError, MissingExtraError and what drawing raises.
     """
+    if "held_out" in job.measures:
+        questions.held_out_styles()  # a list that lacks them is told before anything is drawn
     out.mkdir(parents=True, exist_ok=True)
     if job.settings.guidance is None:  # told as a number beside the scores
         job = replace(job, settings=replace(job.settings, guidance=pipe.default_guidance))
@@ -126,8 +128,8 @@ def kernel_figures(questions: Questions, drawn: Array) -> dict[str, float]:
     held-out pictures reach when nothing but eight by eight colours is left of them.
     """
     paths = [questions.folder / row["path"] for row in questions.rows("held_out.jsonl")]
-    styles = {row["style"] for row in questions.rows("held_out.jsonl")}
-    real, others = questions.held_out(), questions.references().of_styles(sorted(styles))
+    real = questions.held_out()
+    others = questions.references().of_styles(questions.held_out_styles())
     different = (others.features @ real.T).max(axis=1) < 1 - 1e-5
     blurred = [read_picture(path).resize((8, 8), Image.Resampling.BOX) for path in paths]
     return {

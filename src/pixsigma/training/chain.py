@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pixsigma.data.shards import open_features, read_index
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.training.checkpoint import checkpoints
-from pixsigma.training.recipe import Recipe, first_mistake, read_toml
+from pixsigma.training.recipe import Recipe, first_mistake, override, read_toml
 from pixsigma.training.run import train
 from pixsigma.training.sections import KVSection, Section
 from pixsigma.training.trainer import Progress
@@ -125,27 +125,13 @@ def read_chain(path: Path, overrides: Mapping[str, Any] | None = None) -> Chain:
     """
     values = read_toml(path)
     for dotted, value in (overrides or {}).items():
-        *sections, key = dotted.split(".")
-        place: Any = values
-        for section in sections:
-            place = _inside(place, section)
-        place[key] = value
+        override(values, dotted, value)
     try:
         chain = Chain(**values)
     except ValidationError as error:
         raise InputError(f"the chain {path}: {first_mistake(error, Chain)}") from error
     chain.recipes(Path("run"))
     return chain
-
-
-def _inside(place: Any, section: str) -> Any:
-    if isinstance(place, dict):
-        return place.setdefault(section, {})
-    named = [stage for stage in place if stage.get("name") == section]
-    if not named:
-        names = ", ".join(str(stage.get("name")) for stage in place)
-        raise InputError(f"stages are {names}; there is no {section}")
-    return named[0]
 
 
 def train_chain(

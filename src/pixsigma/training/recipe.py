@@ -113,6 +113,15 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_scale_serves_one_optimizer(self) -> "Recipe":
+        if self.optimizer.name == "muon" and self.run.mixed_precision == "fp16":
+            raise ValueError(
+                "muon is two optimisers, and the scale of fp16's gradients serves one: take bf16, "
+                "or another optimizer.name"
+            )
+        return self
+
     @property
     def remarks(self) -> list[str]:
         """What a person should hear before the first step."""
@@ -155,15 +164,37 @@ def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """
     values = read_toml(path)
     for dotted, value in (overrides or {}).items():
-        *sections, key = dotted.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[key] = value
+        override(values, dotted, value)
     try:
         return Recipe(**values)
     except ValidationError as error:
         raise InputError(f"the recipe {path}: {first_mistake(error, Recipe)}") from error
+
+
+def override(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `section.key`; in a list of tables a section is the `name` of one.
+
+    Raises InputError where the way leads through something else.
+    """
+    *sections, key = dotted.split(".")
+    place: Any = values
+    for section in sections:
+        place = _inside(place, section, dotted)
+    if not isinstance(place, dict):
+        raise InputError(f"--set {dotted}: {sections[-1]} is no section")
+    place[key] = value
+
+
+def _inside(place: Any, section: str, dotted: str) -> Any:
+    if isinstance(place, dict):
+        return place.setdefault(section, {})
+    if not isinstance(place, list):
+        raise InputError(f"--set {dotted}: {section} would lie inside a value, {place!r}")
+    named = [each for each in place if each.get("name") == section]
+    if not named:
+        names = ", ".join(str(each.get("name")) for each in place)
+        raise InputError(f"--set {dotted}: there is no {section}, only {names}")
+    return named[0]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from pixsigma.data.batching import BucketBatches
 from pixsigma.data.features import Batch, Features
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import NotFiniteError
+from pixsigma.errors import InputError, NotFiniteError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pages import keep_pages
 from pixsigma.training.adapter import put_on, save_adapter, sharing
-from pixsigma.training.beginning import build_model, refuse_misfit, teacher_of
+from pixsigma.training.beginning import build_model, refuse_misfit, refuse_unmasked, teacher_of
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
@@ -110,11 +110,13 @@ class Trainer:
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
         self.model: Any = build_model(recipe).to(self.accelerator.device)
-        refuse_misfit(self.data, recipe, self.model.config)
+        self.check(self.data, recipe.features)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
-            refuse_misfit(classes, recipe, self.model.config)
+            self.check(classes, prior.features)
             self.streams.append(Stream(classes, self.order(classes), prior.weight))
+        if (held_out := recipe.validation.features) is not None:
+            refuse_misfit(open_features(held_out), held_out, recipe, self.model.config)
         teacher = None if recipe.distill is None else teacher_of(recipe, self.model)
         adapter = recipe.adapter
         self.adapted = {} if adapter is None else put_on(self.model, adapter)
@@ -148,10 +150,20 @@ class Trainer:
         """Open prepared pictures; raises WeightsError."""
         return open_features(features, long_captions=self.recipe.run.long_captions)
 
+    def check(self, data: Features, path: Path) -> None:
+        """Raise MismatchError where pictures are none to train this network on."""
+        refuse_unmasked(data, path, self.recipe)
+        refuse_misfit(data, path, self.recipe, self.model.config)
+
     def order(self, data: Features) -> BucketBatches:
         """Which rows this process reads in every step; raises InputError."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         run = self.recipe.run
+        if run.batch_size % (world * run.accumulate):
+            raise InputError(
+                f"a batch of {run.batch_size} must divide among {world} processes and "
+                f"accumulate = {run.accumulate}: make it a multiple of {world * run.accumulate}"
+            )
         return BucketBatches(data.bucket_of, run.batch_size, run.seed, rank=rank, world=world)
 
     def distilled_from(self, teacher: PixArtTransformer) -> Distillation:
