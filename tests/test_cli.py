@@ -136,13 +136,13 @@ def test_quiet_tells_the_names_only(pipe: FakePipeline, tmp_path: Path) -> None:
 
 
 def test_flags_reach_the_request(pipe: FakePipeline, tmp_path: Path) -> None:
-    flags = ["--guidance", 2, "--sampler", "euler", "--negative", "blur", "--eta", 0.5, "--clean"]
+    flags = ["--guidance", 2, "--sampler", "ddim", "--negative", "blur", "--eta", 0.5, "--clean"]
     assert run("generate", "a", "--aspect", "16:9", *flags, "--out", tmp_path).exit_code == 0
     request = pipe.requests[0]
     assert (request.width, request.height) == (176, 96)
     assert (request.guidance_scale, request.sampler, request.negative_prompt) == (
         2,
-        "euler",
+        "ddim",
         "blur",
     )
     assert (request.eta, request.clean_caption) == (0.5, True)

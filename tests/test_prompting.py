@@ -1,5 +1,6 @@
 """What a request says, and what its steps read: through the whole pipeline, on small parts."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -164,3 +165,36 @@ def test_other_text_encoders_read_plain_prompts_only() -> None:
     assert torch.equal(drawn(foreign), drawn(pipeline()))
     with pytest.raises(InputError, match="need a T5TextEncoder"):
         weighted(foreign, "a (red:1.2) cat")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"negative_prompt": "fog"}, "the negative prompt does nothing"),
+        ({"guidance": {"apg": True}}, "apg does nothing"),
+        ({"guidance": {"rescale": 0.7, "start": 0.1}}, "the interval and rescale do nothing"),
+        ({"guidance": {"schedule": "linear"}}, "the schedule does nothing"),
+    ],
+)
+def test_what_does_nothing_without_guidance_is_told(
+    pipe: PixArtSigmaPipeline, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"guidance_scale 1, so {named}"):
+        idle = drawn(pipe, guidance_scale=1.0, **settings)
+    assert torch.equal(idle, drawn(pipe, guidance_scale=1.0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance": {"pag": 3.0, "start": 0.4, "rescale": 0.7}},
+        {"guidance": {"schedule": "linear", "end_scale": 4.0}, "negative_prompt": "fog"},
+    ],
+)
+def test_what_works_without_a_scale_is_not_warned_of(
+    pipe: PixArtSigmaPipeline, settings: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = drawn(pipe, guidance_scale=1.0, **settings)
+    assert not torch.allclose(found, drawn(pipe, guidance_scale=1.0))

@@ -11,6 +11,7 @@ from tests.test_pipeline import latents_of, pipeline
 from pixsigma import InputError
 from pixsigma.cli.wishes import parse_region
 from pixsigma.diffusion.steering import Clause, placed
+from pixsigma.editing.canvas import Canvas
 from pixsigma.editing.regions import ramp, region_mask
 from pixsigma.interfaces import TextFeatures
 from pixsigma.requests import Region, request_from
@@ -34,13 +35,44 @@ def test_a_box_is_soft_inside_the_picture_and_hard_at_its_edge() -> None:
     line = ramp(0.0, 0.5, 8, 0.5)
     assert line[:2].tolist() == [1.0, 1.0] and line[-2:].tolist() == [0.0, 0.0]
     assert (line.diff() <= 0).all() and 0 < line[4] < 1
-    assert region_mask(Region(prompt="", box=ALL), 4, 6).unique().tolist() == [1.0]
+    assert region_mask(Region(prompt="", box=ALL), (32, 48), 8).unique().tolist() == [1.0]
 
 
 def test_a_mask_is_scaled_to_the_drawing(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 255).crop((-4, 0, 4, 4)).save(tmp_path / "mask.png")
-    mask = region_mask(Region(prompt="", mask=str(tmp_path / "mask.png")), 2, 4)
+    mask = region_mask(Region(prompt="", mask=str(tmp_path / "mask.png")), (16, 32), 8)
     assert mask[0, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_a_region_keeps_its_place_in_the_whole_picture_where_a_part_is_drawn(
+    tmp_path: Path, kind: str
+) -> None:
+    """The right half of a picture, of which the drawing shows the middle half."""
+    picture = Image.new("RGB", (64, 32))
+    canvas = Canvas(picture=picture, mask=None, box=(16, 0, 48, 32), multiple=16)
+    Image.new("L", (8, 8), 255).crop((-8, 0, 8, 8)).save(tmp_path / "mask.png")
+    place: Any = {"box": (0.5, 0.0, 1.0, 1.0), "soft": 0.0}
+    place = place if kind == "box" else {"mask": str(tmp_path / "mask.png")}
+    mask = region_mask(Region(prompt="", **place), canvas.size, 8, canvas)
+    assert mask[0, 0].tolist() == [[0, 0, 1, 1]] * 4
+
+
+def test_a_region_is_drawn_where_it_is_in_a_cropped_edit() -> None:
+    """Under a mask at the right a region at the left changes nothing that is drawn."""
+    pipe, picture, mask = pipeline(), Image.new("RGB", (1024, 32)), Image.new("L", (1024, 32))
+    mask.paste(255, (1000, 0, 1024, 32))
+    own: Any = {"seed": 1, "image": picture, "mask": mask, "inpaint_crop": True}
+    own |= {"num_inference_steps": 3}
+
+    def drawn(**more: Any) -> Any:
+        return list(pipe.stream("a cat", **own, **more))[-1].latents
+
+    left = [{"prompt": "a dog", "box": (0.0, 0.0, 0.2, 1.0), "soft": 0.0}]
+    right = [{"prompt": "a dog", "box": (0.8, 0.0, 1.0, 1.0), "soft": 0.0}]
+    assert drawn().shape[-1] < 1024 // 8, "a part of the picture is drawn"
+    torch.testing.assert_close(drawn(regions=left), drawn())
+    assert not torch.allclose(drawn(regions=right), drawn())
 
 
 def test_a_mask_may_be_a_picture_of_pil_or_a_path(tmp_path: Path) -> None:

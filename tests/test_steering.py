@@ -1,6 +1,7 @@
 """The guidance family: each wrapper against its paper's formula, on a toy denoiser."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from pixsigma.diffusion.combine import ProjectedUpdate, scale_at
 from pixsigma.diffusion.guidance import guided
-from pixsigma.diffusion.samplers import SAMPLERS, get_sampler
+from pixsigma.diffusion.samplers import DDIM, SAMPLERS, get_sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.diffusion.steering import Clause, Steering, check_sampler, steered
+from pixsigma.diffusion.steering import Clause, Steering, sampler_for, steered
 from pixsigma.errors import InputError
 from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.interfaces import Perturbation, TextFeatures
@@ -180,12 +181,19 @@ def test_cfgpp_is_refused_where_it_is_not_defined() -> None:
     options = GuidanceOptions(cfgpp=0.6)
     fine = {"ddim", "euler", "euler-a"}
     for name, sampler in SAMPLERS.items():
-        check_sampler(sampler, GuidanceOptions())
+        assert sampler_for(name, 0.0, GuidanceOptions()) == sampler
         if name in fine:
-            check_sampler(sampler, options)
+            sampler_for(name, 0.0, options)
         else:
             with pytest.raises(InputError, match="take ddim, euler or euler-a"):
-                check_sampler(sampler, options)
+                sampler_for(name, 0.0, options)
+
+
+def test_eta_is_of_ddim_and_refused_elsewhere() -> None:
+    assert sampler_for("ddim", 0.5, GuidanceOptions()) == DDIM(eta=0.5)
+    for name in sorted(SAMPLERS.keys() - {"ddim"}):
+        with pytest.raises(InputError, match=f"of ddim, {re.escape(name)} has none; got 0.5"):
+            sampler_for(name, 0.5, GuidanceOptions())
 
 
 @pytest.mark.parametrize("name", ["pag", "seg"])

@@ -384,7 +384,7 @@ def test_batches_that_cannot_be_parted_and_odd_validation_are_told_first(
         Trainer(looked, tmp_path / "a")
     parted = plan.run.model_copy(update={"batch_size": 6, "accumulate": 2})
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(InputError, match="among 2 processes and accumulate = 2: .* multiple of 4"):
+    with pytest.raises(InputError, match=r"among 2 processes and accumulate = 2: .* multiple of 4"):
         Trainer(plan.model_copy(update={"run": parted}), tmp_path / "b")
 
 

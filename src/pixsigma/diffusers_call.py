@@ -7,7 +7,7 @@ not the word "none", and negative embeddings may stand beside a default negative
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from torch import Tensor
 from pixsigma import images as pictures
 from pixsigma.buckets import bin_table, check_size, nearest
 from pixsigma.controls import follower
-from pixsigma.diffusion.samplers.base import Sampler
+from pixsigma.denoising import OnStep
+from pixsigma.diffusion.samplers import Sampler, with_eta
+from pixsigma.diffusion.schedule import Level
 from pixsigma.editing.plan import as_request
 from pixsigma.errors import InputError
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.cleaning import clean_caption as cleaned_once
-from pixsigma.shapes import Latents
+from pixsigma.shapes import Images, Latents
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -33,6 +35,8 @@ class PipelineOutput:
     images: Any
     """PIL images, or an array or tensor as `output_type` says."""
 
+
+Form: TypeAlias = Callable[[Images], Any]
 
 StepEnd = Callable[["PixArtSigmaPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -58,46 +62,59 @@ def call_as_diffusers(
     negative_prompt_attention_mask: Tensor | None = None,
     output_type: str = "pil",
     return_dict: bool = True,
-    callback_on_step_end: StepEnd | None = None,
+    callback: Callable[[int, int, Tensor], None] | None = None,
+    callback_steps: int = 1,
     clean_caption: bool = True,
     use_resolution_binning: bool = True,
     max_sequence_length: int | None = None,
+    callback_on_step_end: StepEnd | None = None,
     control: Sequence[Any] = (),
 ) -> PipelineOutput | tuple[Any]:
     """Draw, with the arguments, defaults and numbers of diffusers' PixArtSigmaPipeline.
 
-    `guidance_scale` None is what suits the model, 4.5 for the published ones. `control` is ours:
-    hints as a request has them. Raises InputError, SizeError, NotFiniteError or OutOfMemoryError.
+    `guidance_scale` None is what suits the model, 4.5 for the published ones. Ours are `control`,
+    hints as a request has them, and `callback_on_step_end` of other pipelines. Raises InputError,
+    SizeError, NotFiniteError or OutOfMemoryError.
     """
+    form = form_of(output_type)
     asked = height or self.default_size[0], width or self.default_size[1]
-    size = binned(self, asked) if use_resolution_binning else asked
-    check_size(size[1], size[0], self.multiple)
+    size = drawn_at(self, asked, use_resolution_binning)
     prepare = cleaned_twice if clean_caption else lowered
     limit = max_sequence_length or self.max_tokens
     text = features(self, prompt, prompt_embeds, prompt_attention_mask, prepare, limit)
-    num = len(text.mask)
     negative = None
     scale = self.default_guidance if guidance_scale is None else guidance_scale
     if scale > 1:  # below 1 diffusers does not guide either
         embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
-        negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, num)
+        negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, len(text.mask))
     sampler = with_eta(self.sampler, eta)
-    levels = sampler.levels(self.schedule, num_inference_steps)
-    if timesteps is not None or sigmas is not None:
-        levels = sampler.levels_at(self.schedule, timesteps=timesteps, ratios=sigmas)
+    levels = levels_of(self, sampler, num_inference_steps, timesteps, sigmas)
     drawing = self.drawing(
         text.repeat_interleave(num_images_per_prompt),
         negative and negative.repeat_interleave(num_images_per_prompt),
         max(scale, 1.0),
         levels,
         size,
-        generators(generator, num * num_images_per_prompt),
+        generators(generator, len(text.mask) * num_images_per_prompt),
         latents,
-        step_end(self, callback_on_step_end),
+        step_end(self, callback_on_step_end, callback, callback_steps),
     )
     *_, last = self.denoised(sampler, hinted(self, drawing, control, size, asked))
-    images = finished(self, last.latents, asked, size, output_type)
+    images = finished(self, last.latents, asked, size, form)
     return PipelineOutput(images) if return_dict else (images,)
+
+
+def levels_of(
+    pipe: "PixArtSigmaPipeline",
+    sampler: Sampler,
+    num_inference_steps: int,
+    timesteps: Sequence[int] | None,
+    sigmas: Sequence[float] | None,
+) -> tuple[Level, ...]:
+    """The sampler's own levels, or those that were given."""
+    if timesteps is None and sigmas is None:
+        return sampler.levels(pipe.schedule, num_inference_steps)
+    return sampler.levels_at(pipe.schedule, timesteps=timesteps, ratios=sigmas)
 
 
 def led_away(
@@ -126,11 +143,15 @@ def hinted(
     return dataclasses.replace(drawing, controls=followed(drawing.levels, size))
 
 
-def binned(pipe: "PixArtSigmaPipeline", size: tuple[int, int]) -> tuple[int, int]:
-    """The size to draw at; models without a published table draw what was asked."""
-    if pipe.transformer_config.sample_size not in (32, 64, 128, 256):
-        return size
-    return nearest(bin_table(pipe.transformer_config.sample_size), *size)
+def drawn_at(pipe: "PixArtSigmaPipeline", size: tuple[int, int], binning: bool) -> tuple[int, int]:
+    """The (height, width) to draw; models without a published table draw what was asked.
+
+    Raises SizeError.
+    """
+    if binning and pipe.transformer_config.sample_size in (32, 64, 128, 256):
+        size = nearest(bin_table(pipe.transformer_config.sample_size), *size)
+    check_size(size[1], size[0], pipe.multiple)
+    return size
 
 
 def features(
@@ -177,14 +198,26 @@ def generators(
 
 
 def step_end(
-    pipe: "PixArtSigmaPipeline", callback: StepEnd | None
-) -> Callable[[int, float, Tensor], Tensor | None] | None:
-    """diffusers' `callback_on_step_end(pipe, index, timestep, {"latents": …})` as ours."""
-    if callback is None:
+    pipe: "PixArtSigmaPipeline",
+    at_end: StepEnd | None,
+    callback: Callable[[int, int, Tensor], None] | None,
+    every: int,
+) -> OnStep | None:
+    """diffusers' `callback_on_step_end(pipe, index, timestep, {"latents": …})`, and the older
+    `callback(index, timestep, latents)` of each `every` steps, as ours.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise InputError(f"callback_steps is a whole number above 0, got {every!r}")
+    if at_end is None and callback is None:
         return None
 
     def on_step(index: int, timestep: float, latents: Tensor) -> Tensor | None:
-        return (callback(pipe, index, timestep, {"latents": latents}) or {}).get("latents")
+        replaced = None
+        if at_end is not None:
+            replaced = (at_end(pipe, index, timestep, {"latents": latents}) or {}).get("latents")
+        if callback is not None and index % every == 0:
+            callback(index, int(timestep), latents if replaced is None else replaced)
+        return replaced
 
     return on_step
 
@@ -194,26 +227,29 @@ def finished(
     latents: Latents | None,
     asked: tuple[int, int],
     size: tuple[int, int],
-    output_type: str,
+    form: Form | None,
 ) -> Any:
     """Latents to what was asked for, brought from the bin's size to the asked one."""
     assert latents is not None  # a denoising step always has them
-    convert = {"pil": pictures.to_pil, "np": pictures.to_numpy, "pt": pictures.to_unit}
-    if output_type == "latent":
+    if form is None:
         return latents
-    if output_type not in convert:
-        raise InputError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
     images = pipe.decode(latents)
     if asked != size:
         images = pictures.resize_and_crop(images, *asked)
-    return convert[output_type](images)
+    return form(images)
 
 
-def with_eta(sampler: Sampler, eta: float) -> Sampler:
-    """DDIM with this much noise; other samplers have no eta, as in diffusers."""
-    if eta and dataclasses.is_dataclass(sampler) and hasattr(sampler, "eta"):
-        return dataclasses.replace(sampler, eta=eta)
-    return sampler
+def form_of(output_type: str) -> Form | None:
+    """What makes `output_type` of pictures; None leaves latents. Raises InputError."""
+    forms: dict[str, Form | None] = {
+        "pil": pictures.to_pil,
+        "np": pictures.to_numpy,
+        "pt": pictures.to_unit,
+        "latent": None,
+    }
+    if output_type not in forms:
+        raise InputError(f"output_type must be {', '.join(forms)}, got {output_type!r}")
+    return forms[output_type]
 
 
 def cleaned_twice(text: str) -> str:

@@ -14,11 +14,10 @@ from pixsigma import adapters, controls
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
 from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
-from pixsigma.diffusers_call import call_as_diffusers, with_eta
-from pixsigma.diffusion.samplers import get_sampler
+from pixsigma.diffusers_call import call_as_diffusers
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
-from pixsigma.diffusion.steering import check_sampler
+from pixsigma.diffusion.steering import sampler_for
 from pixsigma.editing.known import Known, shortened
 from pixsigma.editing.plan import Plan, Round, as_request, covering, planned
 from pixsigma.errors import InputError, MissingWeightsError
@@ -230,8 +229,7 @@ class PixArtSigmaPipeline:
         followed = controls.follower(self, request.control, plan.whole, plan.canvas)
         first_seed = secrets.randbelow(2**32) if request.seed is None else request.seed
         seeds = tuple(first_seed + k for k in range(request.num_images))
-        sampler = with_eta(get_sampler(request.sampler), request.eta)
-        check_sampler(sampler, request.guidance)
+        sampler = sampler_for(request.sampler, request.eta, request.guidance)
         warn_of_unread(self.text_encoder, request.prompt)
         grid = sampler.levels(self.schedule, request.num_inference_steps)
         grids = [shortened(grid, each.strength) for each in plan.rounds]
@@ -242,7 +240,8 @@ class PixArtSigmaPipeline:
         before = 0
         for each, levels in zip(plan.rounds, grids, strict=True):
             # A prompt's schedule runs over the steps of a round; strength 0 has none.
-            steering = away(steering_of, self, request, max(1, len(levels) - 1), each.size)
+            num = max(1, len(levels) - 1)
+            steering = away(steering_of, self, request, num, each.size, plan.canvas)
             text, scale = steering.texts[0][0].features, steering.scale
             drawing = dataclasses.replace(
                 self.drawing(text, None, scale, levels, each.size, generators, seen=each.seen),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pixsigma.config import TransformerConfig
 from pixsigma.diffusers_call import cleaned_twice
 from pixsigma.diffusion.steering import Clause, Steering
+from pixsigma.editing.canvas import Canvas
 from pixsigma.editing.regions import region_mask
 from pixsigma.errors import InputError
 from pixsigma.guidance_options import GuidanceOptions
@@ -33,15 +34,36 @@ def warn_of_unread(encoder: object, prompt: str) -> None:
         )
 
 
+def warn_of_idle(request: "GenerationRequest", scale: float) -> None:
+    """Warn of what was asked for and does nothing where no step is guided."""
+    options = request.guidance
+    disturbs = options.pag > 0 or options.seg > 0
+    idle = {
+        "the negative prompt": bool(request.styled_negative),
+        "the interval": (options.start, options.stop) != (0, 1) and not disturbs,
+        "the schedule": options.schedule != "constant",
+        "apg": options.apg,
+        "rescale": options.rescale > 0 and not disturbs,
+    }
+    if named := [name for name, given in idle.items() if given]:
+        warnings.warn(
+            f"there is no guidance at guidance_scale {scale:g}, so {' and '.join(named)} "
+            f"do{'es' * (len(named) == 1)} nothing: leave out, or take a scale above 1",
+            stacklevel=3,
+        )
+
+
 def steering_of(
     pipe: "PixArtSigmaPipeline",
     request: "GenerationRequest",
     num_steps: int,
     size: tuple[int, int],
+    canvas: Canvas | None = None,
 ) -> Steering:
     """Texts of every step, encoded once each and on the device; what leads, and where.
 
-    `size` is that of the drawing in pixels, (height, width), which regions need.
+    `size` is that of the drawing in pixels, (height, width), and `canvas` the picture that it is a
+    part of, which regions need. Warns of what does nothing without guidance.
 
     Raises InputError for what the model cannot do: layers that it has not, or the prompt language
     where prompts are cleaned.
@@ -54,6 +76,8 @@ def steering_of(
     nulls: tuple[TextFeatures | None, ...] = (None,) * num_steps
     if leads(request.guidance, scale, texts):
         nulls = tuple(negatives(pipe, request, read, texts))
+    else:
+        warn_of_idle(request, scale)
 
     @cache
     def settled(features: TextFeatures) -> TextFeatures:
@@ -67,7 +91,7 @@ def steering_of(
     if request.shortcuts is not None and options.cfgpp is None:
         stop = min(options.stop, max(request.shortcuts.guided, options.start))
         options = options.model_copy(update={"stop": stop})
-    parts = regional(pipe, request, read, num_steps, size)
+    parts = regional(pipe, request, read, num_steps, size, canvas)
     texts = tuple(row + part for row, part in zip(texts, parts, strict=True))
     return Steering(
         options=options,
@@ -84,11 +108,12 @@ def regional(
     read: Callable[[Spans], TextFeatures],
     num_steps: int,
     size: tuple[int, int],
+    canvas: Canvas | None,
 ) -> list[tuple[Clause, ...]]:
     """The texts of the regions in every step, and where they hold."""
     found: list[tuple[Clause, ...]] = [()] * num_steps
     for region in request.regions:
-        mask = region_mask(region, *(side // pipe.factor for side in size)).to(pipe.device)
+        mask = region_mask(region, size, pipe.factor, canvas).to(pipe.device)
         lines = lines_of(region.prompt, request.prompt_syntax, num_steps)
         for i, (line,) in enumerate(lines):
             found[i] = (*found[i], Clause(read(line.spans), region=mask))

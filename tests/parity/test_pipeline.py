@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pixsigma
-from pixsigma import PixArtSigmaPipeline
+from pixsigma import InputError, PixArtSigmaPipeline
 from pixsigma.images import to_numpy
 
 # diffusers warns of numpy's and its own coming versions
@@ -179,6 +179,34 @@ def test_the_callback_sees_and_replaces_latents(
     assert [i for i, _ in seen] == [0, 1, 2]
     assert seen[0][1] == 999
     assert (latents == 0).all()
+
+
+def test_the_older_callback_is_called_as_theirs(pipes: tuple[Any, PixArtSigmaPipeline]) -> None:
+    found: list[list[tuple[int, int, Any]]] = [[], []]
+    for pipe, seen in zip(pipes, found, strict=True):
+        pipe(
+            PROMPTS[0],
+            num_inference_steps=5,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            callback=lambda i, t, latents, seen=seen: seen.append((i, int(t), latents.clone())),
+            callback_steps=2,
+        )
+    assert [s[:2] for s in found[0]] == [s[:2] for s in found[1]]
+    assert [i for i, _, _ in found[1]] == [0, 2, 4]
+    for (_, _, theirs), (_, _, ours) in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(InputError, match="callback_steps is a whole number above 0"):
+            pipes[1](PROMPTS[0], callback_steps=wrong)  # type: ignore[arg-type]
+
+
+def test_a_wrong_output_type_is_told_before_anything_is_drawn(
+    pipes: tuple[Any, PixArtSigmaPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes[1], "encode", None)
+    with pytest.raises(InputError, match="output_type must be pil, np, pt, latent, got 'jpg'"):
+        pipes[1](PROMPTS[0], output_type="jpg")
 
 
 def test_a_folder_of_ours_is_read_by_diffusers(

@@ -15,8 +15,7 @@ from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.fitting import choose_dtype, fitted
 from pixsigma.cli.progress import stage, watch_many
 from pixsigma.denoising import Step
-from pixsigma.diffusion.samplers import get_sampler
-from pixsigma.diffusion.steering import check_sampler
+from pixsigma.diffusion.steering import sampler_for
 from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_picture
@@ -116,7 +115,7 @@ def check(job: Job) -> None:
     if job.decode != "auto":
         check_way(job.decode)
     for request in job.requests:
-        check_sampler(get_sampler(request.sampler), request.guidance)
+        sampler_for(request.sampler, request.eta, request.guidance)
         for choice in request.loras:
             adapter_file(choice.path)
         for control in request.control:

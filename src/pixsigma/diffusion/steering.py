@@ -14,7 +14,7 @@ from torch import Tensor
 from pixsigma.diffusion.combine import ProjectedUpdate, rescaled, scale_at
 from pixsigma.diffusion.guidance import asked
 from pixsigma.diffusion.prediction import Prediction, from_x0, predicted
-from pixsigma.diffusion.samplers import DDIM, Euler, EulerAncestral, Sampler
+from pixsigma.diffusion.samplers import DDIM, Euler, EulerAncestral, Sampler, get_sampler, with_eta
 from pixsigma.diffusion.samplers.base import Predict
 from pixsigma.diffusion.schedule import Level
 from pixsigma.errors import InputError
@@ -80,13 +80,17 @@ class Answers:
     variance: Tensor | None
 
 
-def check_sampler(sampler: Sampler, options: GuidanceOptions) -> None:
-    """Raise InputError where CFG++ is not defined for a sampler."""
+def sampler_for(name: str, eta: float, options: GuidanceOptions) -> Sampler:
+    """The sampler of this name; raises InputError where eta or CFG++ is not defined for it."""
+    sampler = with_eta(get_sampler(name), eta)
+    if eta and not hasattr(sampler, "eta"):
+        raise InputError(f"eta is a share of noise in a step of ddim, {name} has none; got {eta:g}")
     if options.cfgpp is not None and not isinstance(sampler, CFGPP_SAMPLERS):
         raise InputError(
             "CFG++ noises again with the unconditional eps, which only samplers that step with x0 "
             f"and eps look at: take ddim, euler or euler-a; got {type(sampler).__name__}"
         )
+    return sampler
 
 
 def steered(

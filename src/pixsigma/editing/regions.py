@@ -6,18 +6,33 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
+from pixsigma.editing.canvas import Canvas
 from pixsigma.editing.opening import open_mask
 
 if TYPE_CHECKING:
     from pixsigma.requests import Region
 
 
-def region_mask(region: "Region", height: int, width: int) -> Tensor:
-    """(1, 1, height, width) in [0, 1]; 1 where only the region's text counts.
+def region_mask(
+    region: "Region", size: tuple[int, int], factor: int, canvas: Canvas | None = None
+) -> Tensor:
+    """(1, 1, H, W) in [0, 1] of a drawing of `size` (height, width) in pixels, `factor` a latent;
+    1 where only the region's text counts.
 
+    Its place is in the whole picture, of which the drawing shows the box of `canvas`, or all.
     Raises InputError for a mask that cannot be read.
     """
+    if canvas is None:
+        return _laid(region, size[0] // factor, size[1] // factor)
+    left, top, right, bottom = canvas.box
+    whole = _laid(region, canvas.picture.height, canvas.picture.width)
+    return F.avg_pool2d(canvas.filled(whole[:, :, top:bottom, left:right]), factor)
+
+
+def _laid(region: "Region", height: int, width: int) -> Tensor:
+    """(1, 1, height, width) of a whole picture."""
     if region.mask is not None:
         grey = open_mask(region.mask).resize((width, height), Image.Resampling.BOX)
         return torch.from_numpy(np.array(grey, dtype=np.float32))[None, None] / 255

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pixsigma.diffusion.samplers import get_sampler
-from pixsigma.diffusion.steering import check_sampler
+from pixsigma.diffusion.steering import sampler_for
 from pixsigma.errors import BusyError, InputError, OutputError, PolicyError, UnknownNameError
 from pixsigma.provenance import check_room
 from pixsigma.requests import GenerationRequest, request_from
@@ -157,7 +156,7 @@ class Service:
     def _check(self, wanted: JobRequest, pipe: "PixArtSigmaPipeline") -> None:
         request = wanted.request
         check_request(request, self.limits, pipe.default_size)
-        check_sampler(get_sampler(request.sampler), request.guidance)
+        sampler_for(request.sampler, request.eta, request.guidance)
         if wanted.format != "png":
             check_room(wanted.format.upper(), remembered(request), spare=_TOLD_LATER)
         self.policy.check_request(request)

@@ -7,6 +7,7 @@
 "lcm"              for networks distilled into consistency models, in 1 to 8 steps
 """
 
+import dataclasses
 from difflib import get_close_matches
 
 from pixsigma.diffusion.samplers.base import GridSampler, Noise, Predict, Sampler, State
@@ -65,6 +66,7 @@ __all__ = [
     "State",
     "UniPC",
     "get_sampler",
+    "with_eta",
 ]
 
 
@@ -75,3 +77,10 @@ def get_sampler(name: str) -> Sampler:
     near = get_close_matches(name, SAMPLERS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UnknownNameError(f"there is no sampler {name!r}: {hint}known are {', '.join(SAMPLERS)}")
+
+
+def with_eta(sampler: Sampler, eta: float) -> Sampler:
+    """DDIM with this much noise; other samplers have no eta and are given back as they are."""
+    if eta and dataclasses.is_dataclass(sampler) and hasattr(sampler, "eta"):
+        return dataclasses.replace(sampler, eta=eta)
+    return sampler
