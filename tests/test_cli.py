@@ -44,6 +44,7 @@ class FakePipeline:
     default_guidance = 3.0
     device = torch.device("cpu")
     dtype = torch.float32
+    decoding = "whole"
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.requests: list[GenerationRequest] = []

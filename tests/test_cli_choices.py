@@ -123,3 +123,25 @@ def test_plan_tells_what_generate_would_do() -> None:
     told = json.loads(result.stdout)
     assert (told["width"], told["height"], told["placement"]) == (128, 128, "resident")
     assert {"transformer", "text encoder"} <= {part["name"] for part in told["parts"]}
+
+
+def test_again_decodes_as_the_picture_was_and_computes_as_it_is_told(tmp_path: Path) -> None:
+    def again(path: str, *flags: str) -> dict[str, Any]:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        given = ["generate", "--again", path, *flags, "--json", "--out", str(out)]
+        result = runner.invoke(app, given)
+        assert result.exit_code == 0, result.output
+        return dict(json.loads(result.stdout))
+
+    (first,) = made(tmp_path, "--decode", "strips-half")
+    assert read_settings(Path(first["path"]))["decode"] == "strips-half"
+    second = again(first["path"], "--prompt-cache", "off")
+    assert second["decode"] == "strips-half"
+    assert np.array_equal(pixels(second), pixels(first))
+    limited = again(first["path"], "--memory", "8GB")  # its plan reads the text encoder otherwise
+    assert limited["decode"] == "strips-half"
+    assert np.abs(pixels(limited) - pixels(first)).max() <= 3
+    strips = again(first["path"], "--decode", "strips")
+    assert strips["decode"] == "strips"
+    # ways that give the same picture are for the plan to choose among
+    assert again(strips["path"])["decode"] == "whole"

@@ -10,6 +10,7 @@ from pixsigma.cli.wishes import SETTING
 from pixsigma.editing.opening import fingerprint, is_data
 from pixsigma.errors import InputError
 from pixsigma.images import read_settings
+from pixsigma.memory import EXACT_WAYS
 from pixsigma.requests import GenerationRequest, request_from
 
 BESIDE = {
@@ -17,6 +18,9 @@ BESIDE = {
     "out",
     "device",
     "dtype",
+    "memory",
+    "decode",
+    "prompt_cache",
     "image",
     "mask",
     "metadata",
@@ -37,7 +41,7 @@ PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
     """The settings inside a picture as fields of a Job; raises InputError.
 
-    Only where a picture lies and what computes may be given anew.
+    Only where a picture lies, and what computes and how, may be given anew.
     """
     if others := sorted(set(written) - BESIDE):
         named = ", ".join(FLAGS.get(name, f"--{name.replace('_', '-')}") for name in others)
@@ -60,8 +64,11 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
     recorded = {name: settings.get(name) for name in SETTING}
     recorded["dtype"] = PRECISIONS.get(str(recorded["dtype"]), "auto")
     recorded["model"] = recorded["model"] or "mini"
+    # the exact ways give the same picture, and this machine's plan chooses among them
+    way = recorded["decode"] or "auto"
+    recorded["decode"] = "auto" if way in EXACT_WAYS else way
     places = {"device": str(settings.get("device", "auto")).partition(":")[0]}
-    anew = {name: flags[name] for name in ("device", "dtype") if name in written}
+    anew = {name: flags[name] for name in ("device", "dtype", "decode") if name in written}
     return {"requests": [request_from(FLAGS, **fields)], **recorded, **places, **anew}
 
 

@@ -169,6 +169,7 @@ def saved(
             "model": job.model,
             "text_and_vae": job.text_and_vae,
             "quantize": job.quantize,
+            "decode": pipe.decoding,
             "device": str(pipe.device),
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "pixsigma": __version__,

@@ -65,5 +65,5 @@ def generate(
 
     from pixsigma.cli.drawing import Job, draw_all  # brings torch, after the checks without it
 
-    wished |= {"memory": memory, "decode": decode, "prompt_cache": prompt_cache, "batch": batch}
+    wished |= {"memory": memory, "prompt_cache": prompt_cache, "batch": batch}
     draw_all(Job(**wished, out=out, metadata=metadata, json=json, quiet=quiet))

@@ -40,7 +40,7 @@ FIELDS = {
 }
 """Flags to the fields of a request that they are."""
 
-SETTING = ("model", "text_and_vae", "dtype", "quantize")
+SETTING = ("model", "text_and_vae", "dtype", "quantize", "decode")
 """What a picture tells beside its request, and a flag sets."""
 
 
