@@ -14,10 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pixsigma import GenerationRequest, InputError, MismatchError, PixArtSigmaPipeline, SizeError
 from pixsigma.controls import prompt_of
+from pixsigma.costs import step_cost
 from pixsigma.data.shards import open_features
 from pixsigma.datatools.prepare import Settings, Work, prepare
 from pixsigma.hints import PICTURE
-from pixsigma.memory import step_cost
 from pixsigma.models.blocks import Beside, CrossAttention, split_heads
 from pixsigma.models.controlled import Control, Controlled
 from pixsigma.models.image_prompt import ImagePrompt

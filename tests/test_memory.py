@@ -8,26 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests.small import small_autoencoder, small_text_encoder, small_transformer
 from torch import nn
 from typer.testing import CliRunner
 
 from pixsigma.cli import app, fitting
 from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
+from pixsigma.costs import _decoded, decode_cost, parameters
 from pixsigma.errors import InputError, MissingWeightsError, OutOfMemoryError
 from pixsigma.machine import Machine, available_memory, parse_memory, resident_memory, this_machine
-from pixsigma.memory import (
-    Plan,
-    Wish,
-    _decoded,
-    candidates,
-    decode_cost,
-    make_plan,
-    parameters,
-    require,
-)
+from pixsigma.memory import Plan, Wish, candidates, make_plan, require
 from pixsigma.models.controlnet import ControlNet
 from pixsigma.models.t5 import T5Encoder
+from pixsigma.needs import needs_of
 from pixsigma.pipeline import PixArtSigmaPipeline
 from pixsigma.rehearsal import rehearse
 from pixsigma.requests import GenerationRequest
@@ -285,11 +279,105 @@ def test_too_little_memory_is_refused_before_loading(
 
 
 def test_large_drawings_are_planned_without_being_asked() -> None:
-    large = GenerationRequest(prompt="x", width=1024, height=1024)
-    mini = facts_of("mini")
-    assert fitting.needs_plan(mini, [GenerationRequest(prompt="x"), large], torch.float32)
-    assert not fitting.needs_plan(mini, [GenerationRequest(prompt="x")], torch.float32)
-    assert fitting.needs_plan(XL, [], torch.float32)
+    mini, small = facts_of("mini"), Wish(width=128, height=128)
+    large = replace(small, width=1024, height=1024)
+    assert fitting.needs_plan(mini, [small, large], torch.float32)
+    assert fitting.needs_plan(mini, [replace(small, pictures=300)], torch.float32)
+    assert not fitting.needs_plan(mini, [small], torch.float32)
+    assert fitting.needs_plan(XL, [small], torch.float32)
     assert fitting.cache_folder("auto", mini) is None
     assert fitting.cache_folder("auto", XL) is not None
     assert fitting.cache_folder("off", XL) is None
+
+
+# What requests ask for
+
+
+def asked(*requests: dict[str, Any], at_once: int = 1) -> tuple[Wish, ...]:
+    """Of a model of 128 pixels; `image` is as large as it says."""
+    made = [GenerationRequest.model_validate({"prompt": "x"} | request) for request in requests]
+    native = fitting.native_size(facts_of("mini"))
+    made = [fitting.sized(request, native, None) for request in made]
+    return needs_of(made, facts_of("mini"), at_once)
+
+
+def test_a_picture_counts_as_large_as_it_is_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (1000, 600)).save(tmp_path / "in.png")
+    image = {"image": str(tmp_path / "in.png")}
+    (plain,) = asked({})
+    assert (plain.width, plain.height, plain.begins) == (128, 128, False)
+    (edited,) = asked(image)
+    assert (edited.width, edited.height, edited.begins) == (1008, 608, True)
+    (extended,) = asked(image | {"extend": {"left": 200}})
+    assert extended.width == 1200
+    (scaled,) = asked(image | {"width": 64, "height": 32})
+    assert (scaled.width, scaled.height) == (64, 32)
+    (tiled,) = asked(image | {"tiled": True})
+    assert (tiled.width, tiled.window) == (1008, (128, 128))
+    mask = Image.new("L", (1000, 600))
+    mask.paste(255, (10, 10, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    (cropped,) = asked(image | {"mask": str(tmp_path / "mask.png"), "inpaint_crop": True})
+    assert cropped.width < 200
+    with pytest.raises(InputError, match="cannot be read"):
+        asked({"image": str(tmp_path / "none.png")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, 2),
+        ({"guidance_scale": 1.0}, 1),
+        ({"guidance_scale": 1.0, "guidance": {"cfgpp": 0.6}}, 2),
+        ({"guidance": {"pag": 3.0}}, 3),
+        ({"regions": [{"prompt": "a", "box": (0, 0, 0.5, 1)}] * 2}, 4),
+        ({"prompt": "a AND b AND c", "prompt_syntax": "weighted"}, 4),
+        ({"num_images": 3}, 6),
+    ],
+)
+def test_every_row_of_a_batch_counts(settings: dict[str, Any], rows: int) -> None:
+    (wish,) = asked(settings)
+    assert wish.rows == rows
+    seen: list[int] = []
+    pipe = PixArtSigmaPipeline.from_pretrained("mini")
+    pipe.transformer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    made: dict[str, Any] = {"prompt": "x", "width": 64, "height": 64, "seed": 0}
+    made |= {"num_inference_steps": 1, "sampler": "euler"}
+    list(pipe.stream(GenerationRequest.model_validate(made | settings)))
+    assert max(seen) == rows
+
+
+def test_pictures_that_share_batches_count_together_up_to_what_one_holds() -> None:
+    small = {"width": 64, "height": 64}
+    assert asked(*[small] * 5, at_once=4)[0].pictures == 4
+    assert asked(*[small] * 3, at_once=4)[0].pictures == 3
+    large = {"width": 1024, "height": 1024}
+    assert asked(*[large] * 5, at_once=4)[0].pictures == 2
+    assert asked(large | {"num_images": 5}, at_once=4)[0].pictures == 5  # one request is not parted
+    largest, widest = asked(large, small | {"num_images": 300}, at_once=1)
+    assert (largest.width, widest.pictures) == (1024, 300)
+
+
+def test_more_pictures_and_rows_take_more_and_one_at_a_time_is_advised() -> None:
+    one, four = (plan(40 * GB, pictures=num) for num in (1, 4))
+    assert four.parts[1].work > 3 * one.parts[1].work
+    assert four.parts[2].work > one.parts[2].work
+    assert four.seconds and one.seconds and 3 < four.seconds / one.seconds < 4.5
+    assert plan(40 * GB, beside=2).parts[1].work > 1.5 * one.parts[1].work
+    tiled = plan(40 * GB, width=2048, height=2048, window=(512, 512))
+    assert tiled.parts[1].work == one.parts[1].work
+    assert (tiled.parts[1].seconds or 0) > 16 * (one.parts[1].seconds or 0)
+    with pytest.raises(OutOfMemoryError, match=r"one at a time \(--batch 1 -n 1\) needs"):
+        require(plan(2 * GB, width=1024, height=1024, pictures=20))
+
+
+def test_the_plan_is_of_what_asks_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "load", lambda *a: a[3])
+    Image.new("RGB", (1504, 1008)).save(tmp_path / "photo.png")
+    photo = GenerationRequest(prompt="x", image=str(tmp_path / "photo.png"))
+    made: Any = fitted(tmp_path, requests=[GenerationRequest(prompt="x"), photo])
+    assert (made.wish.width, made.wish.height) == (1504, 1008)
+    with pytest.raises(OutOfMemoryError, match="mini at 1504x1008 needs"):
+        fitted(tmp_path, requests=[photo], memory="500MB")
+    shaped: Any = fitted(tmp_path, memory="40GB", aspect=(2, 1))
+    assert (shaped.wish.width, shaped.wish.height) == (176, 96)

@@ -2,24 +2,28 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
-from pixsigma.config import AutoencoderConfig, T5Config, TransformerConfig
+from pixsigma.costs import (
+    decode_cost,
+    encode_flops,
+    matrices,
+    parameters,
+    step_cost,
+    text_cost,
+)
 from pixsigma.errors import OutOfMemoryError
 from pixsigma.machine import Machine
 from pixsigma.models.autoencoder import KLAutoencoder
-from pixsigma.models.controlled import Control, Controlled
 from pixsigma.models.narrow import BLOCK_ROWS
-from pixsigma.models.strips import decode_strips, sheet_room
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.transformer import PixArtTransformer
-from pixsigma.rehearsal import Cost, rehearse
-from pixsigma.weights.controls import Outline
+from pixsigma.models.windows import layout
+from pixsigma.rehearsal import Cost
 from pixsigma.weights.facts import Facts
-from pixsigma.weights.streaming import in_order, most_at_once
+from pixsigma.weights.streaming import most_at_once
 
 Mode: TypeAlias = Literal["resident", "model", "sequential"]
 
@@ -34,9 +38,6 @@ SPARE = 60_000_000
 
 SCRATCH = 1.2
 """What kernels take beside the activations, as a share of them."""
-
-SAMPLE = 512
-"""Side in pixels at which strips are rehearsed; beyond it they are in proportion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,19 @@ class Wish:
     """A way of decoding that is asked for; None leaves it to the plan."""
     cached: bool = False
     """Whether the prompts' features are on disk, so that no text encoder is read."""
+    pictures: int = 1
+    """Those that the network draws together; the others are done one at a time."""
+    beside: int = 0
+    """Rows that it has for a picture on top of those of plain guidance, as for regions."""
+    window: tuple[int, int] | None = None
+    """(height, width) in pixels of the tiles that it sees; None is all at once."""
+    begins: bool = False
+    """Whether it begins from a picture, which is encoded."""
+
+    @property
+    def rows(self) -> int:
+        """Of the network's batch."""
+        return self.pictures * (1 + self.guided + self.beside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +226,16 @@ def text_part(facts: Facts, wish: Wish, machine: Machine, stream: bool | int) ->
 def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
     """All steps, with the ControlNets, which work where it does."""
     config, controls = facts.transformer, facts.controls
-    rows = 2 if wish.guided else 1
-    cost = step_cost(config, wish.height // 8, wish.width // 8, rows, wish.tokens, controls)
+    factor = facts.autoencoder.factor
+    size = wish.height // factor, wish.width // factor
+    seen, num_windows = size, 1
+    if wish.window is not None:
+        seen = wish.window[0] // factor, wish.window[1] // factor
+        num_windows = len(layout(size, seen))
+    cost = step_cost(config, *seen, wish.rows, wish.tokens, controls)
     weights = parameters(PixArtTransformer, config)
     weights += sum(parameters(outline.network, config) for outline in controls)
-    cost = cost.times(wish.steps).in_precision(wish.dtype)
+    cost = cost.times(wish.steps * num_windows).in_precision(wish.dtype)
     num = len(controls)
     with_them = f", with {num} control{'s' * (num > 1)}" if controls else ""
     way = f"resident{with_them}"
@@ -224,11 +243,16 @@ def transformer_part(facts: Facts, wish: Wish, machine: Machine) -> PartPlan:
 
 
 def decoder_part(facts: Facts, wish: Wish, machine: Machine, way: str) -> PartPlan:
-    """One picture, and a hint for each ControlNet: encoding one takes less memory than decoding."""
-    config = facts.autoencoder
+    """The pictures one by one, with what is encoded before: that takes less memory than decoding.
+
+    Finished ones wait as numbers of four bytes, and once more where they are put together.
+    """
+    config, pixels = facts.autoencoder, wish.height * wish.width
     cost = decode_cost(config, way, wish.height, wish.width)
-    hints = len(facts.controls) * encode_flops(config) * wish.height * wish.width
-    cost = replace(cost, flops=cost.flops + hints)
+    encoded = (len(facts.controls) + wish.begins) * encode_flops(config) * pixels
+    cost = cost.times(wish.pictures)
+    cost = replace(cost, flops=cost.flops + encoded)
+    cost = cost.beside(24 * pixels * (wish.pictures - 1))
     weights = parameters(KLAutoencoder, config) * wish.dtype.itemsize
     cost = cost.in_precision(wish.dtype)
     return _part("autoencoder", f"resident, {way}", wish, machine, weights, cost)
@@ -262,106 +286,6 @@ def _part(
     )
 
 
-# What the networks take, in fp32
-
-
-@cache
-def parameters(network: Any, *settings: Any) -> int:
-    """How many numbers the weights are."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in network(*settings).parameters())
-
-
-@cache
-def matrices(config: T5Config) -> tuple[int, ...]:
-    """How many numbers each matrix has that a streamed text encoder reads, in its order."""
-    with torch.device("meta"):
-        net = T5Encoder(config)
-    return tuple(net.get_parameter(name).numel() for name in in_order(config))
-
-
-@cache
-def text_cost(config: T5Config, tokens: int) -> Cost:
-    """One prompt."""
-    with torch.device("meta"):
-        net, ids = T5Encoder(config), torch.zeros(1, tokens, dtype=torch.int64)
-    return rehearse(lambda: net(ids, ids.bool()))
-
-
-@cache
-def step_cost(
-    config: TransformerConfig,
-    height: int,
-    width: int,
-    rows: int,
-    tokens: int,
-    controls: tuple[Outline, ...] = (),
-) -> Cost:
-    """One step of latents of this size, with what stands beside the transformer."""
-    with torch.device("meta"):
-        base = PixArtTransformer(config)
-        hint = torch.empty(1, config.in_channels, height, width)
-        beside = [Control(outline.network(config), hint) for outline in controls]
-        net: Any = Controlled(base, beside) if beside else base
-        x, t = torch.empty(rows, config.in_channels, height, width), torch.empty(1)
-        text = torch.empty(1, tokens, config.caption_channels)
-        captions = [net.read(text, leading=True) if beside else net.read(text)] * rows
-    return rehearse(lambda: net(x, net.embed(t), captions, variance=False))
-
-
-@cache
-def encode_flops(config: AutoencoderConfig) -> float:
-    """A pixel of a picture."""
-    with torch.device("meta"):
-        net, images = KLAutoencoder(config), torch.empty(1, 3, SAMPLE, SAMPLE)
-    return rehearse(lambda: net.encode(images)).flops / SAMPLE**2
-
-
-@cache
-def decode_cost(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:
-    """One picture in pixels; strips of large ones in proportion to small ones."""
-    if way == "whole":
-        return _decoded(config, "whole", height, width)
-    if way == "tiles":
-        side = config.sample_size
-        tile = _decoded(config, "whole", min(side, height), min(side, width))
-        pixels = height * width
-        again = 1.0 if max(height, width) <= side else 16 / 9  # each is shifted by 3/4 of its side
-        share = pixels * again / (min(side, height) * min(side, width))
-        return tile.times(share).beside(24 * pixels)
-    most = max(height, width)
-    factor = config.factor
-    small = tuple(
-        max(factor, side * min(SAMPLE, most) // most // factor * factor) for side in (height, width)
-    )
-    sample = _decoded(config, way, small[0], small[1])
-    ratio = height * width / (small[0] * small[1])
-    numbers = config.block_out_channels[-1] * height * width / factor**2
-    attention = 4.0 * (numbers / config.block_out_channels[-1]) * numbers
-    itemsize = {"strips": 4, "strips-half": 2, "strips-spill": 0}[way]
-    pixels = height * width
-    fixed = max(0, sample.num_bytes - sheet_room(config, small[0] * small[1], itemsize))
-    # keys, values and queries of the middle; the picture and a copy of it
-    growing = max(sheet_room(config, pixels, itemsize), 12 * numbers) + 24 * pixels
-    flops = (sample.flops - attention / ratio**2) * ratio + attention
-    return Cost(flops=flops, attention=attention, num_bytes=int(fixed + growing))
-
-
-def _decoded(config: AutoencoderConfig, way: str, height: int, width: int) -> Cost:
-    factor = config.factor
-    with torch.device("meta"):
-        net = KLAutoencoder(config)
-        z = torch.empty(1, config.latent_channels, height // factor, width // factor)
-    if way == "whole":
-        return rehearse(lambda: net.decode(z))
-    keep: Literal["exact", "half"] = "half" if way == "strips-half" else "exact"
-    cost = rehearse(lambda: decode_strips(net, z, keep=keep))
-    if way != "strips-spill":
-        return cost
-    kept = sheet_room(config, height * width, 4)
-    return replace(cost, num_bytes=max(0, cost.num_bytes - kept))
-
-
 def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
     """What would make a plan smaller, and what faster."""
     wish, machine = plan.wish, plan.machine
@@ -371,11 +295,14 @@ def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
         yield f"smaller: --memory {gigabytes(smallest.peak * 1.01)} is enough with {how}"
     if not facts.streamable:
         yield "smaller: a text encoder in safetensors can be streamed"
+    alone = replace(wish, pictures=1)
+    if wish.pictures > 1 and (least := least_of(facts, alone, machine)) < 0.97 * smallest.peak:
+        yield f"smaller: one at a time (--batch 1 -n 1) needs {gigabytes(least)}"
     half = replace(wish, width=wish.width // 32 * 16, height=wish.height // 32 * 16)
     if min(half.width, half.height) >= 128:
-        less = min(candidates(facts, half, machine), key=lambda found: found.peak)
-        if less.peak < 0.97 * smallest.peak:
-            yield f"smaller: {half.width}x{half.height} needs {gigabytes(less.peak)}"
+        less = least_of(facts, half, machine)
+        if less < 0.97 * smallest.peak:
+            yield f"smaller: {half.width}x{half.height} needs {gigabytes(less)}"
     if plan.decode != "strips-half" and plan.decode.startswith("strips"):
         other = settled(facts, wish, machine, plan.stream_text, "strips-half", plan.placement)
         if other.peak < 0.97 * plan.peak:
@@ -384,6 +311,11 @@ def advise(facts: Facts, plan: Plan, smallest: Plan) -> Iterator[str]:
         yield "faster: with --prompt-cache a prompt that comes again needs no text encoder"
     if wish.guided:
         yield "faster: --guidance 1 takes half the time a step, for models that were distilled"
+
+
+def least_of(facts: Facts, wish: Wish, machine: Machine) -> int:
+    """The peak of the smallest plan."""
+    return min(plan.peak for plan in candidates(facts, wish, machine))
 
 
 def gigabytes(num: float) -> str:

@@ -74,7 +74,7 @@ def steering_of(
     texts = tuple(tuple(Clause(found, line.weight) for line, found in row) for row in steps)
     scale = pipe.default_guidance if request.guidance_scale is None else request.guidance_scale
     nulls: tuple[TextFeatures | None, ...] = (None,) * num_steps
-    if leads(request.guidance, scale, texts):
+    if leads(request.guidance, scale, composed=any(len(row) > 1 for row in texts)):
         nulls = tuple(negatives(pipe, request, read, texts))
     else:
         warn_of_idle(request, scale)
@@ -166,11 +166,10 @@ def reader(
     return read
 
 
-def leads(options: GuidanceOptions, scale: float, texts: tuple[tuple[Clause, ...], ...]) -> bool:
-    """Whether any step looks at the unconditional text."""
+def leads(options: GuidanceOptions, scale: float, composed: bool) -> bool:
+    """Whether any step looks at the unconditional text; `composed` are texts joined by AND."""
     scales = [scale]
     scales += [options.end_scale] if options.schedule != "constant" else []
-    composed = any(len(row) > 1 for row in texts)
     return max(scales) > 1 or options.cfgpp is not None or composed
 
 

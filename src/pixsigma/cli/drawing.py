@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pixsigma._version import __version__
-from pixsigma.buckets import size_for_aspect
-from pixsigma.cli.fitting import choose_dtype, fitted
+from pixsigma.cli.fitting import choose_dtype, fitted, sized
 from pixsigma.cli.progress import stage, watch_many
 from pixsigma.denoising import Step
 from pixsigma.diffusion.steering import sampler_for
@@ -139,17 +138,15 @@ def load(job: Job, device: torch.device, dtype: torch.dtype) -> "PixArtSigmaPipe
         prompt_cache=job.prompt_cache,
         text_and_vae=job.text_and_vae,
         quantize=job.quantize,
+        aspect=job.aspect,
+        batch=job.batch,
     )
 
 
 def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
     """The request with its size, seed and guidance settled."""
-    height, width = pipe.default_size
-    if job.aspect:
-        height, width = size_for_aspect(max(pipe.default_size), *job.aspect)
     defaults = {"seed": secrets.randbelow(2**32), "guidance_scale": pipe.default_guidance}
-    if request.image is None or job.aspect:
-        defaults |= {"width": width, "height": height}
+    request = sized(request, pipe.default_size, job.aspect)
     return request_from(**defaults | request.model_dump(exclude_none=True))
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pixsigma.buckets import size_for_aspect
+from pixsigma.costs import parameters
 from pixsigma.errors import InputError
 from pixsigma.machine import parse_memory, this_machine
-from pixsigma.memory import Plan, Wish, make_plan, parameters, require
+from pixsigma.memory import Plan, Wish, least_of, make_plan, require
 from pixsigma.models.decoding import check_way
 from pixsigma.models.t5 import T5Encoder
-from pixsigma.requests import GenerationRequest
+from pixsigma.needs import needs_of
+from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.weights.facts import Facts, facts_of
 from pixsigma.weights.prompt_cache import LARGE, default_folder
 
@@ -55,31 +58,55 @@ def plan_for(
     """
     facts = facts_of(model, text_and_vae, controlnets)
     guided = (facts.guidance_scale if guidance is None else guidance) > 1
-    return planned(facts, size, device, dtype, memory, decode, measure, guided=guided, **wish)
+    width, height = size or native_size(facts)
+    wished = Wish(
+        width=width, height=height, dtype=dtype, decode=asked_way(decode), guided=guided, **wish
+    )
+    return planned(facts, [wished], device, memory, measure)
 
 
 def planned(
     facts: Facts,
-    size: tuple[int, int] | None,
+    wishes: Iterable[Wish],
     device: torch.device,
-    dtype: torch.dtype,
     memory: str | None,
-    decode: str,
     measure: bool = False,
-    **wish: Any,
 ) -> Plan:
-    """The same for known facts."""
-    if decode != "auto":
-        check_way(decode)
+    """The plan of what asks most of all wishes, for known facts."""
+    machine = None
+    made = []
+    for wish in wishes:
+        machine = machine or this_machine(device, wish.dtype, measure)
+        if memory is not None:
+            machine = replace(machine, memory=parse_memory(memory))
+        made.append(make_plan(facts, wish, machine))
+    # one that does not fit goes first, and then the one that is least at ease
+    return max(made, key=lambda plan: (not plan.fits, least_of(facts, plan.wish, plan.machine)))
+
+
+def asked_way(decode: str) -> str | None:
+    """What --decode asks for, None for what leaves it to the plan; raises InputError."""
+    if decode == "auto":
+        return None
+    check_way(decode)
+    return decode
+
+
+def native_size(facts: Facts) -> tuple[int, int]:
+    """(width, height) in pixels that a model was trained on."""
     side = facts.transformer.sample_size * facts.autoencoder.factor
-    width, height = size or (side, side)
-    machine = this_machine(device, dtype, measure)
-    if memory is not None:
-        machine = replace(machine, memory=parse_memory(memory))
-    asked = None if decode == "auto" else decode
-    return make_plan(
-        facts, Wish(width=width, height=height, dtype=dtype, decode=asked, **wish), machine
-    )
+    return side, side
+
+
+def sized(
+    request: GenerationRequest, native: tuple[int, int], aspect: tuple[int, int] | None
+) -> GenerationRequest:
+    """The request with a size where it names none and has no picture whose size it keeps."""
+    if request.width or (request.image is not None and not aspect):
+        return request
+    height, width = size_for_aspect(max(native), *aspect) if aspect else native
+    told = request.model_dump(exclude_none=True) | {"width": width, "height": height}
+    return request_from(**told)
 
 
 def fitted(
@@ -93,9 +120,10 @@ def fitted(
     prompt_cache: str,
     text_and_vae: str | None,
     quantize: str | None = None,
-    aspect_size: tuple[int, int] | None = None,
+    aspect: tuple[int, int] | None = None,
+    batch: int = 1,
 ) -> "PixArtSigmaPipeline":
-    """The pipeline for these requests, loaded and placed as its plan says.
+    """The pipeline for these requests, `batch` at a time, loaded and placed as its plan says.
 
     Where a drawing is small beside any machine and no limit is given, no plan is made. Raises
     OutOfMemoryError with advice where nothing fits.
@@ -103,12 +131,13 @@ def fitted(
     requests = list(requests)
     named = [control.network for request in requests for control in request.control]
     facts = facts_or_none(model, text_and_vae, [file for file in named if file is not None])
-    plan = None
-    if facts is not None and (memory is not None or needs_plan(facts, requests, dtype)):
-        size = largest(requests) or aspect_size
-        plan = require(planned(facts, size, device, dtype, memory, decode))
-    if decode != "auto":
-        check_way(decode)
+    plan, way = None, asked_way(decode)
+    if facts is not None:
+        native = native_size(facts)
+        requests = [sized(request, native, aspect) for request in requests]
+        wishes = needs_of(requests, facts, batch, dtype=dtype, decode=way)
+        if memory is not None or needs_plan(facts, wishes, dtype):
+            plan = require(planned(facts, wishes, device, memory))
     cache = cache_folder(prompt_cache, facts)
     return load(model, device, dtype, plan, decode, cache, text_and_vae, quantize)
 
@@ -156,19 +185,12 @@ def facts_or_none(
         return None
 
 
-def needs_plan(facts: Facts, requests: Iterable[GenerationRequest], dtype: torch.dtype) -> bool:
+def needs_plan(facts: Facts, wishes: Iterable[Wish], dtype: torch.dtype) -> bool:
     """Whether a rough count says that memory may matter."""
-    size = largest(requests)
-    side = facts.transformer.sample_size * facts.autoencoder.factor
-    pixels = size[0] * size[1] if size else side * side
     weights = parameters(T5Encoder, facts.text_encoder) * dtype.itemsize
-    return weights + 4000 * pixels > SMALL
-
-
-def largest(requests: Iterable[GenerationRequest]) -> tuple[int, int] | None:
-    """Width and height of the largest picture asked for by size; None where none is."""
-    sizes = [(r.width, r.height) for r in requests if r.width and r.height]
-    return max(sizes, key=lambda size: size[0] * size[1], default=None)
+    return any(
+        weights + (4000 + 200 * wish.rows) * wish.width * wish.height > SMALL for wish in wishes
+    )
 
 
 def cache_folder(text: str, facts: Facts | None) -> Path | None:
