@@ -371,6 +371,19 @@ def test_more_pictures_and_rows_take_more_and_one_at_a_time_is_advised() -> None
         require(plan(2 * GB, width=1024, height=1024, pictures=20))
 
 
+def test_one_plan_serves_several_wishes() -> None:
+    """A large picture has to be decoded in strips, a batch of small ones has not."""
+    large = replace(PICTURE, width=1536, height=1536)
+    many = replace(PICTURE, pictures=4)
+    limits = [found.peak for found in candidates(XL, large, CPU)]
+    machine = replace(CPU, memory=min(limits) + GB // 4)
+    both = make_plan(XL, many, machine, large)
+    assert both.wish == large and both.fits and both.decode != "whole"
+    assert both.peak == make_plan(XL, large, machine, many).peak
+    assert make_plan(XL, many, machine).decode == "whole"
+    assert not make_plan(XL, many, replace(CPU, memory=min(limits) - 1), large).fits
+
+
 def test_the_plan_is_of_what_asks_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "load", lambda *a: a[3])
     Image.new("RGB", (1504, 1008)).save(tmp_path / "photo.png")

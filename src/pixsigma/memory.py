@@ -116,12 +116,14 @@ class Plan:
         return self.peak <= self.machine.memory
 
 
-def make_plan(facts: Facts, wish: Wish, machine: Machine) -> Plan:
+def make_plan(facts: Facts, wish: Wish, machine: Machine, *others: Wish) -> Plan:
     """The first of the possible plans that fits, quickest first; else the smallest one.
 
+    With `others`, of the same precision, it serves all and is told for the wish that takes most.
     Its advice says what would make it smaller or faster.
     """
-    plans = list(candidates(facts, wish, machine))
+    ways = zip(*(candidates(facts, each, machine) for each in (wish, *others)), strict=True)
+    plans = [max(plans, key=lambda plan: plan.peak) for plans in ways]
     smallest = min(plans, key=lambda plan: plan.peak)
     chosen = next((plan for plan in plans if plan.fits), smallest)
     return replace(chosen, advice=tuple(advise(facts, chosen, smallest)))

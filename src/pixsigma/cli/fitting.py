@@ -1,6 +1,6 @@
 """From flags to a plan, and from a plan to a pipeline that follows it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from pixsigma.buckets import size_for_aspect
 from pixsigma.costs import parameters
 from pixsigma.errors import InputError
 from pixsigma.machine import parse_memory, this_machine
-from pixsigma.memory import Plan, Wish, least_of, make_plan, require
+from pixsigma.memory import Plan, Wish, make_plan, require
 from pixsigma.models.decoding import check_way
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.needs import needs_of
@@ -67,21 +67,17 @@ def plan_for(
 
 def planned(
     facts: Facts,
-    wishes: Iterable[Wish],
+    wishes: Sequence[Wish],
     device: torch.device,
     memory: str | None,
     measure: bool = False,
 ) -> Plan:
-    """The plan of what asks most of all wishes, for known facts."""
-    machine = None
-    made = []
-    for wish in wishes:
-        machine = machine or this_machine(device, wish.dtype, measure)
-        if memory is not None:
-            machine = replace(machine, memory=parse_memory(memory))
-        made.append(make_plan(facts, wish, machine))
-    # one that does not fit goes first, and then the one that is least at ease
-    return max(made, key=lambda plan: (not plan.fits, least_of(facts, plan.wish, plan.machine)))
+    """The plan that serves all wishes, for known facts."""
+    first, *others = wishes
+    machine = this_machine(device, first.dtype, measure)
+    if memory is not None:
+        machine = replace(machine, memory=parse_memory(memory))
+    return make_plan(facts, first, machine, *others)
 
 
 def asked_way(decode: str) -> str | None:
