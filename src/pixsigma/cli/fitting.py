@@ -77,7 +77,10 @@ def planned(
     machine = this_machine(device, first.dtype, measure)
     if memory is not None:
         machine = replace(machine, memory=parse_memory(memory))
-    return make_plan(facts, first, machine, *others)
+    make_plan(facts, first, machine, *others)
+    # rehearsing has brought code into the process, which stays there and counts from now on
+    base = this_machine(device, first.dtype, measure=False).base
+    return make_plan(facts, first, replace(machine, base=base), *others)
 
 
 def asked_way(decode: str) -> str | None:
