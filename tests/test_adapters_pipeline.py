@@ -121,9 +121,9 @@ def test_names_and_weights_are_checked_and_nothing_changes(tmp_path: Path) -> No
     with pytest.raises(InputError, match="'ink' is loaded; pass another name="):
         pipe.load_lora(file, "ink")
     for weight in (float("nan"), float("inf")):
-        with pytest.raises(InputError, match="must be finite"):
+        with pytest.raises(InputError, match="must be a finite number"):
             pipe.load_lora(file, "other", weight)
-        with pytest.raises(InputError, match=r"must be finite, got .* for ink"):
+        with pytest.raises(InputError, match=r"must be a finite number, got .* for ink"):
             pipe.set_loras({"ink": weight})
     with pytest.raises(UnknownNameError, match="loaded adapters are ink; got pencil"):
         pipe.set_loras({"pencil": 1.0})

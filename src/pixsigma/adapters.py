@@ -175,7 +175,7 @@ def adapted(pipe: "PixArtSigmaPipeline", own: Weighted = ()) -> Iterator[Adapted
 def put_on(pipe: "PixArtSigmaPipeline", wanted: Weighted) -> None:
     """Bring the transformer's weights to what they are with exactly these adapters."""
     stack = pipe.loras
-    if stack.in_effect == wanted:
+    if stack.in_effect == wanted and (not wanted or network_of(pipe) is stack.network):
         return
     network = stack.network if stack.base and stack.network and not wanted else network_of(pipe)
     if stack.base and network is not stack.network:
@@ -261,7 +261,10 @@ def adaptable(pipe: "PixArtSigmaPipeline") -> nn.Module:
 
 
 def checked(weight: float, name: str) -> float:
-    """The weight; raises InputError where it is not finite."""
-    if not math.isfinite(weight):
-        raise InputError(f"the weight of an adapter must be finite, got {weight} for {name}")
+    """The weight; raises InputError where it is no finite number."""
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (number and math.isfinite(weight)):
+        raise InputError(
+            f"the weight of an adapter must be a finite number, got {weight!r} for {name}"
+        )
     return weight

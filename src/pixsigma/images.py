@@ -121,10 +121,10 @@ def write_picture(
     `suffix` is one of `provenance.KINDS`, `source_type` IPTC's term that marks the picture as made
     by a model; settings of None are left out. A `signer` adds a C2PA manifest. A name that is taken
     gets a counter (`stem-2.png`), also when another process takes it at this moment: no file is
-    ever overwritten. Raises OutputError when the folder cannot be written, InputError where the
-    signer cannot sign.
+    ever overwritten. Raises OutputError when the folder cannot be written or the format holds no
+    such picture, InputError for another ending and where the signer cannot sign.
     """
-    kind = KINDS[suffix.lower()]
+    kind = kind_of(suffix)
     size = {"width": image.width, "height": image.height}
     options = save_options(kind, settings, size, source_type)
     temporary = folder / f".{secrets.token_hex(8)}{suffix}.part"
@@ -136,10 +136,19 @@ def write_picture(
             content = signer.signed(temporary.read_bytes(), kind, source_type, title)
             temporary.write_bytes(content)
         return _publish(temporary, folder, stem, suffix)
-    except OSError as error:
-        raise OutputError(f"cannot write a picture to {folder}: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write a picture to {folder} as {kind}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kind_of(suffix: str) -> str:
+    """The format of a file with this ending; raises InputError."""
+    if suffix.lower() not in KINDS:
+        raise InputError(f"pictures are {', '.join(KINDS)} files, got {suffix or 'no ending'}")
+    return KINDS[suffix.lower()]
 
 
 def check_writable(folder: Path) -> None:
@@ -187,7 +196,7 @@ def read_credentials(path: Path) -> dict[str, Any] | None:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    return credentials(content, KINDS[path.suffix.lower()])
+    return credentials(content, kind_of(path.suffix))
 
 
 def _publish(temporary: Path, folder: Path, stem: str, suffix: str) -> Path:

@@ -127,7 +127,7 @@ def parameters_text(settings: Mapping[str, Any]) -> str:
     lines.append(
         ", ".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
     )
-    return "\n".join(lines).replace("\0", " ")
+    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode()
 
 
 def _png_info(
@@ -148,7 +148,9 @@ def _user_comment(text: str) -> bytes:
 
 
 def _json(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, ensure_ascii=False)
+    text = json.dumps(settings, ensure_ascii=False)
+    # a file name that is no text has halves of characters, which only escapes can write
+    return text if text.encode("utf-8", "replace").decode() == text else json.dumps(settings)
 
 
 def _parsed(text: Any) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Signer:
 
     chain: bytes
     """PEM: the signer's certificate, then those between it and the root."""
-    key: bytes
+    key: bytes = field(repr=False)
     """PEM, not encrypted; it stays in memory."""
     algorithm: str
     """As C2PA names it, such as es256."""

@@ -23,6 +23,9 @@ _DATA = "data:"
 
 _NEARLY = 8
 
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, struct.error)
+"""What PIL raises for bytes that are no picture, or no EXIF."""
+
 
 def open_picture(source: str) -> Image.Image:
     """RGB from a path or a `data:image/…;base64,…` URI; transparency is laid on white.
@@ -61,8 +64,11 @@ def fingerprint(source: str) -> str:
     try:
         with _file(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {shown(source)}: {error.strerror}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {shown(source)}: {reason}") from error
 
 
 def shortened(source: str) -> str:
@@ -81,9 +87,18 @@ def flattened(image: Image.Image, ground: str) -> Image.Image:
     Raises InputError for floating point, which has no known range.
     """
     check_pixels(image.size, "the picture")
-    image = ImageOps.exif_transpose(image)
+    if not all(image.size):
+        raise InputError(f"a picture has pixels, this one is {image.width}x{image.height}")
+    try:
+        image = ImageOps.exif_transpose(image)
+    except _DAMAGED as error:
+        warnings.warn(
+            f"the picture's EXIF is damaged, it is taken as it lies: {error}", stacklevel=2
+        )
     if image.mode == "F":
         raise InputError("a picture of floating-point values has no known range; give 8 or 16 bits")
+    if image.mode in ("La", "RGBa"):  # of these PIL knows only this one way
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode.startswith("I"):
         # PIL would clip 16 bits to 8 instead of scaling them
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
@@ -119,7 +134,7 @@ def _opened(source: str) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"a picture may have {MOST_PIXELS:,} pixels: {name}: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except (*_DAMAGED, EOFError) as error:
         raise InputError(f"{name} cannot be read as a picture: {error}") from error
     if frames > 1 and image.format != "MPO":  # telephones put previews behind the picture
         warnings.warn(f"{name} has {frames} frames: the first is taken", stacklevel=3)

@@ -1,22 +1,23 @@
 """Adapters' files (LoRA and its kin) of every dialect, read as updates of our weights."""
 
-import json
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from pixsigma.errors import CorruptWeightsError, MismatchError, MissingWeightsError
+from pixsigma.errors import MismatchError, MissingWeightsError
 from pixsigma.models.lora import OFT, Factors, Full, LoHa, LoKr, LoRA, Update, product_shape
 from pixsigma.weights.adapter_names import TEXT_ENCODER, Names, NameTable, Place, Target
-from pixsigma.weights.files import Tensors, open_tensors, read_json
+from pixsigma.weights.files import Tensors, expanded, open_tensors, parsed_json, read_json
 from pixsigma.weights.load import MAX_LISTED
+
+N = TypeVar("N", int, float)
 
 ADAPTER_FILES = tuple(
     f"{stem}.{suffix}"
@@ -34,7 +35,7 @@ KINDS: dict[str, type[Factors]] = {
 }
 """By the first word of a factor's name."""
 
-CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
+CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of peft to start that change the base weights, so that the adapter alone is not enough."""
 
 AlphaSource: TypeAlias = Literal["file", "config", "none"]
@@ -81,9 +82,9 @@ class Scaling:
     alpha: float
     rank: int
     rslora: bool = False
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    """Regular expression for the end of a module's name to its alpha."""
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    """What a module's name ends in, by peft's patterns, to its alpha."""
+    ranks: Mapping[re.Pattern[str], int] = field(default_factory=dict)
     num_terms: int | None = 5
     """Of OFT's series; None where the config asks for the inverse."""
 
@@ -100,7 +101,7 @@ def read_adapter(path: Path | str, network: nn.Module) -> Adapter:
     Tensors stay memory-mapped. Raises MissingWeightsError, CorruptWeightsError, and MismatchError
     unless every tensor of the file has its place and shape.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     file = adapter_file(path)
     tensors = open_tensors(file)
     groups = _grouped(file, list(tensors), NameTable(network), network)
@@ -111,7 +112,7 @@ def read_adapter(path: Path | str, network: nn.Module) -> Adapter:
         given = {factor: tensors[key] for factor, key in keys.items()}
         try:
             patches.append(Patch(target=place.target, update=_update(place, given, scaling)))
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        except (TypeError, ValueError, LookupError, RuntimeError, ZeroDivisionError) as error:
             wrong.append(_told(place, keys, tensors, error))
     _refuse(file, network, "do not make the weight they are for", wrong)
     alpha: AlphaSource = "file" if in_file else "config" if scaling else "none"
@@ -123,7 +124,7 @@ def adapter_file(path: Path | str) -> Path:
 
     Raises MissingWeightsError.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that are too long
         return path
     if not os.path.isdir(path):  # noqa: PTH112
@@ -200,11 +201,13 @@ def _update(place: Place, given: Mapping[str, Tensor], scaling: Scaling | None) 
     ):
         raise ValueError(f"together they make {shape}")
     scaled = not isinstance(factors, OFT | Full)
-    return Update(
-        factors=factors,
-        scale=_scale(given.get("alpha"), factors.rank, place.module, scaling) if scaled else 1.0,
-        magnitude=_magnitude(given, target),
-    )
+    scale = _scale(given.get("alpha"), factors.rank, place.module, scaling) if scaled else 1.0
+    magnitude = _magnitude(given, target)
+    if not math.isfinite(scale):
+        raise ValueError(f"its scale is {scale}")
+    if magnitude is not None and isinstance(factors, OFT):
+        raise ValueError("lengths (DoRA) beside a rotation")
+    return Update(factors=factors, scale=scale, magnitude=magnitude)
 
 
 def _scale(alpha: Tensor | None, rank: int | None, module: str, scaling: Scaling | None) -> float:
@@ -239,10 +242,7 @@ def _scaling(path: Path, file: Path, metadata: Mapping[str, str]) -> Scaling | N
         return scaling_of(read_json(config_file), str(config_file))
     if "lora_adapter_metadata" not in metadata:
         return None
-    try:
-        told = json.loads(metadata["lora_adapter_metadata"])
-    except ValueError as error:
-        raise CorruptWeightsError(f"the metadata of {file} must be JSON: {error}") from error
+    told = parsed_json(metadata["lora_adapter_metadata"], f"the metadata of {file}")
     ours = {k.removeprefix("transformer."): v for k, v in told.items() if "transformer." in k}
     return scaling_of(ours, str(file)) if "r" in ours else None
 
@@ -264,27 +264,32 @@ def scaling_of(config: Mapping[str, Any], source: str) -> Scaling:
     try:
         rank = int(config["r"])
         terms = int(config.get("num_cayley_neumann_terms", 5))
+        alphas = _patterns(config.get("alpha_pattern"), float)
+        ranks = _patterns(config.get("rank_pattern"), int)
+        if min([rank, *ranks.values()]) < 1:
+            raise ValueError(f"ranks must be 1 or more, got {min([rank, *ranks.values()])}")
         return Scaling(
             alpha=float(config.get("lora_alpha", config.get("alpha", rank))),
             rank=rank,
             rslora=bool(config.get("use_rslora")),
-            alphas=config.get("alpha_pattern") or {},
-            ranks=config.get("rank_pattern") or {},
+            alphas=alphas,
+            ranks=ranks,
             num_terms=terms if config.get("use_cayley_neumann", True) else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise MismatchError(
             f"{source} must be the config of a LoRA, LoHa, LoKr or OFT with r, it is of kind "
             f"{config.get('peft_type')}: {error}"
         ) from error
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def _patterns(told: Any, kind: Callable[[Any], N]) -> dict[re.Pattern[str], N]:
     """As peft does: a pattern matches a whole name, or all after one of its dots."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    return {re.compile(rf"(.*\.)?({name})$"): kind(value) for name, value in (told or {}).items()}
+
+
+def _by_pattern(patterns: Mapping[re.Pattern[str], Any], module: str, default: Any) -> Any:
+    return next((value for known, value in patterns.items() if known.match(module)), default)
 
 
 def _report(

@@ -1,5 +1,6 @@
 """A name or a path to the parts of a model."""
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,7 @@ from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.presets import GUIDANCE_SCALE, MAX_TOKENS, PRESETS, TEXT_AND_VAE, Variant
 from pixsigma.weights import folder as folders
 from pixsigma.weights import hub, index
+from pixsigma.weights.files import expanded
 from pixsigma.weights.locate import FileChoice
 
 Part: TypeAlias = Literal["transformer", "text_encoder", "autoencoder"]
@@ -172,16 +174,13 @@ def resolve(
     Raises MissingWeightsError.
     """
     name = str(name_or_path)
-    path = Path(name_or_path).expanduser()
     if name in PRESETS:
         repository = PRESETS[name].hub
         if repository is None:
             return _packaged(name)
         name = repository
-    elif path.exists():
-        # a run of `pixsigma train` keeps its model beside its checkpoints
-        run = (path / "model" / "transformer").is_dir() and not (path / "transformer").is_dir()
-        return path / "model" if run else path
+    elif (here := _here(name_or_path)) is not None:
+        return here
     if hub.is_hub_name(name):
         return hub.fetch_folder(name, ["transformer", *_others(parts)], choice=choice)
     if hub.is_hub_file(name):
@@ -190,6 +189,15 @@ def resolve(
         f"a model is a folder, a .pth or .safetensors file, organisation/repository on the hub, or "
         f"one of {', '.join(PRESETS)}; there is nothing at {name}"
     )
+
+
+def _here(name: str | Path) -> Path | None:
+    """The file or folder of this name; a run of `pixsigma train` keeps its model in a folder."""
+    path = expanded(name)
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
+        return None
+    run = (path / "model" / "transformer").is_dir() and not (path / "transformer").is_dir()
+    return path / "model" if run else path
 
 
 def _packaged(name: str) -> Path:
@@ -215,15 +223,19 @@ def _missing(main: Path, parts: Collection[Part], name: str, choice: FileChoice)
 
 def _elsewhere(name: str | Path, folders_in: list[str], choice: FileChoice) -> Path:
     """The folder of text encoder and autoencoder that was asked for."""
-    if Path(name).is_dir():
-        return Path(name)
-    if str(name) in PRESETS and PRESETS[str(name)].hub is None:
-        return _packaged(str(name))
-    if not hub.is_hub_name(str(name)):
+    known = PRESETS.get(str(name))
+    here = None if known else _here(name)
+    if here is not None and here.is_dir():
+        return here
+    if known and known.hub is None:
+        return _packaged(known.name)
+    repository = str(known.hub if known else name)
+    if here is not None or not hub.is_hub_name(repository):
         raise MissingWeightsError(
-            f"text_and_vae is a folder or organisation/repository on the hub, got {name}"
+            "text_and_vae is a folder, a model's name or organisation/repository on the hub, got "
+            f"{name}"
         )
-    return hub.fetch_folder(str(name), folders_in, choice=choice)
+    return hub.fetch_folder(repository, folders_in, choice=choice)
 
 
 def _with_scheduler(source: Source) -> Path:

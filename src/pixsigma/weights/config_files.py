@@ -3,14 +3,17 @@
 What a file leaves out has the default of the library that wrote it, which is not always ours.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pixsigma.config import AutoencoderConfig, KVCompression, T5Config, TransformerConfig
-from pixsigma.errors import InputError, MismatchError
+from pixsigma.errors import CorruptWeightsError, InputError, MismatchError
 from pixsigma.weights.files import atomic_write, read_json
+
+C = TypeVar("C")
 
 TRANSFORMER_CLASSES = ("PixArtTransformer2DModel", "Transformer2DModel")
 """The second is what diffusers called it before 0.29."""
@@ -63,8 +66,11 @@ def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
     _check_class(values, TRANSFORMER_CLASSES)
     _check_fixed(values, _TRANSFORMER_FIXED, "transformer")
     _check_fixed(values, {"quantization_config": (None, QUANTIZATION)}, "transformer")
-    size = values.get("sample_size", 128)
-    heads = values.get("num_attention_heads", 16), values.get("attention_head_dim", 72)
+    size = whole("sample_size", values.get("sample_size", 128))
+    heads = tuple(
+        whole(key, values.get(key, default))
+        for key, default in (("num_attention_heads", 16), ("attention_head_dim", 72))
+    )
     captions = values.get("caption_channels")
     if captions is None:
         raise MismatchError("a PixArt transformer needs caption_channels, the config has none")
@@ -76,7 +82,10 @@ def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
         )
     extra, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
     in_channels = values.get("in_channels", 4)
-    return TransformerConfig(
+    if scale is None:
+        scale = max(size // 64, 1)
+    return _made(
+        TransformerConfig,
         num_layers=values.get("num_layers", 28),
         num_attention_heads=heads[0],
         attention_head_dim=heads[1],
@@ -85,7 +94,7 @@ def transformer_config(values: Mapping[str, Any]) -> TransformerConfig:
         patch_size=values.get("patch_size", 2),
         sample_size=size,
         caption_channels=captions,
-        interpolation_scale=float(max(size // 64, 1) if scale is None else scale),
+        interpolation_scale=scale,
         use_additional_conditions=size == 128 if extra is None else bool(extra),
         qk_norm=bool(values.get("qk_norm", False)),
         kv_compression=_compression(values.get("kv_compression")),
@@ -121,13 +130,15 @@ def autoencoder_config(values: Mapping[str, Any]) -> AutoencoderConfig:
     _check_fixed(values, _AUTOENCODER_FIXED, "autoencoder")
     for key, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         blocks = values.get(f"{key}_block_types", [kind])
-        if set(blocks) != {kind}:
+        if not isinstance(blocks, list) or not blocks or any(block != kind for block in blocks):
             raise MismatchError(f"{key}_block_types must all be {kind}, got {blocks}")
-    return AutoencoderConfig(
+    widths = values.get("block_out_channels", [64])
+    return _made(
+        AutoencoderConfig,
         in_channels=values.get("in_channels", 3),
         out_channels=values.get("out_channels", 3),
         latent_channels=values.get("latent_channels", 4),
-        block_out_channels=tuple(values.get("block_out_channels", (64,))),
+        block_out_channels=tuple(widths) if isinstance(widths, list) else widths,
         layers_per_block=values.get("layers_per_block", 1),
         norm_num_groups=values.get("norm_num_groups", 32),
         scaling_factor=values.get("scaling_factor", 0.18215),
@@ -164,7 +175,7 @@ def t5_config(values: Mapping[str, Any]) -> T5Config:
     if missing:
         raise MismatchError(f"the config of the text encoder lacks {', '.join(missing)}")
     fields = asdict(T5Config())
-    return T5Config(**{key: values.get(key, default) for key, default in fields.items()})
+    return _made(T5Config, **{key: values.get(key, default) for key, default in fields.items()})
 
 
 def t5_json(config: T5Config) -> dict[str, Any]:
@@ -184,6 +195,34 @@ def t5_json(config: T5Config) -> dict[str, Any]:
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
+
+
+def whole(key: str, value: Any) -> int:
+    """A whole number above 0; raises MismatchError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise MismatchError(f"{key} must be a whole number above 0, got {value!r}")
+    return value
+
+
+def _made(kind: type[C], **values: Any) -> C:
+    """A config of these values, each of the kind that its field is; raises MismatchError."""
+    for each in fields(kind):  # type: ignore[arg-type]
+        value = values[each.name]
+        if each.type is int:
+            whole(each.name, value)
+        elif each.type == tuple[int, ...]:
+            if not isinstance(value, tuple) or not value:
+                raise MismatchError(f"{each.name} must be a list of whole numbers, got {value!r}")
+            for number in value:
+                whole(each.name, number)
+        elif each.type is bool and not isinstance(value, bool):
+            raise MismatchError(f"{each.name} must be true or false, got {value!r}")
+        elif each.type is float or (each.type == float | None and value is not None):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value)):
+                raise MismatchError(f"{each.name} must be a number, got {value!r}")
+            values[each.name] = float(value)
+    return kind(**values)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -235,9 +274,17 @@ def _check_unknown(values: Mapping[str, Any], known: set[str], what: str) -> Non
 
 
 def read_words(tokenizer: Path) -> frozenset[str] | None:
-    """All words of the captions that a small model was shown, where its folder tells them."""
+    """All words of the captions that a small model was shown, where its folder tells them.
+
+    Raises CorruptWeightsError.
+    """
     file = tokenizer / WORDS
-    return frozenset(file.read_text("utf-8").split()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return frozenset(file.read_text("utf-8").split())
+    except (OSError, ValueError) as error:
+        raise CorruptWeightsError(f"{file} must be text in UTF-8: {error}") from error
 
 
 def write_words(tokenizer: Path, words: frozenset[str] | None) -> None:

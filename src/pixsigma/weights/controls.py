@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pixsigma._version import __version__
 from pixsigma.config import TransformerConfig
-from pixsigma.errors import CorruptWeightsError, MismatchError, MissingWeightsError
+from pixsigma.errors import MismatchError, MissingWeightsError
 from pixsigma.hints import PICTURE
 from pixsigma.models.controlled import Network
 from pixsigma.models.controlnet import ControlNet
@@ -26,8 +26,9 @@ from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.presets import Variant
 from pixsigma.weights.detect import variant_of
-from pixsigma.weights.files import Spec, Tensors, open_tensors, save_tensors
+from pixsigma.weights.files import Spec, Tensors, expanded, open_tensors, parsed_json, save_tensors
 from pixsigma.weights.load import load_into
+from pixsigma.weights.renaming import KeyMap
 
 FILE = "controlnet.safetensors"
 """What we name the file in a folder."""
@@ -66,7 +67,7 @@ def control_file(path: Path | str) -> Path:
 
     Raises MissingWeightsError.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that are too long
         return path
     for found in (path / FILE, path / "control" / FILE):
@@ -144,14 +145,20 @@ def outline_of(path: Path | str) -> Outline:
 
 def _outline(specs: Mapping[str, Spec]) -> Outline:
     if (queries := specs.get("queries")) is not None:
+        if len(queries.shape) != 2:
+            raise MismatchError(f"the queries of an image prompt are a matrix, got {queries.shape}")
         return Outline(num_tokens=queries.shape[0], num_blocks=_num_of("blocks", specs))
     return Outline(num_copied=_num_of("controlnet", specs))
 
 
 def _num_of(parts: str, names: Iterable[str]) -> int:
-    """How many parts of a list there are."""
+    """How many parts of a list there are; raises MismatchError where one is missing."""
     places = [re.match(rf"{parts}\.(\d+)\.", key) for key in names]
-    return 1 + max((int(place[1]) for place in places if place), default=-1)
+    numbers = {int(place[1]) for place in places if place}
+    if not numbers or max(numbers) + 1 != len(numbers):
+        told = sorted(numbers)[-3:]
+        raise MismatchError(f"{parts} must be numbered from 0 without a gap, the last are {told}")
+    return len(numbers)
 
 
 def save_control(
@@ -176,7 +183,7 @@ def save_control(
 
 def _own(file: Path, tensors: Tensors) -> dict[str, str]:
     """Our names of the copy's tensors to those of the file; what is of the base is left there."""
-    plain = {re.sub(r"^module\.", "", key): key for key in tensors.specs}
+    plain = KeyMap(name="ours", aliases=((r"^module\.", ""),)).canonical(tensors.specs)
     ours = ("controlnet.", PROMPT)
     own = {key.removeprefix(PROMPT): name for key, name in plain.items() if key.startswith(ours)}
     strange = [key for key in plain if not key.startswith((*ours, "base_model."))]
@@ -190,11 +197,8 @@ def _own(file: Path, tensors: Tensors) -> dict[str, str]:
 
 
 def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, str]:
-    try:
-        told = json.loads(metadata.get(METADATA, "{}"))
-        return {str(key): str(value) for key, value in told.items()}
-    except (ValueError, AttributeError) as error:
-        raise CorruptWeightsError(f"the metadata of {file} must be JSON: {error}") from error
+    told = parsed_json(metadata.get(METADATA, "{}"), f"the metadata of {file}")
+    return {str(key): str(value) for key, value in told.items()}
 
 
 def _check_kind(file: Path, told: str | None, asked: str | None) -> None:
@@ -208,9 +212,10 @@ def _check_kind(file: Path, told: str | None, asked: str | None) -> None:
 
 def _check_width(file: Path, specs: Mapping[str, Spec], base: PixArtTransformer) -> None:
     wide = specs.get("controlnet.0.after_proj.weight", specs.get("queries"))
-    if wide is not None and wide.shape[1] != base.config.width:
+    if wide is not None and wide.shape[1:2] != (base.config.width,):
         raise MismatchError(
-            f"{file} is for a model of width {wide.shape[1]}, this one has {base.config.width}"
+            f"{file} is for a model of width {', '.join(map(str, wide.shape[1:2])) or 'none'}, "
+            f"this one has {base.config.width}"
         )
 
 
@@ -237,13 +242,15 @@ def _check_base(file: Path, tensors: Tensors, base: PixArtTransformer) -> None:
     if name is None:
         return
     theirs, ours = tensors[name].float(), base.x_embedder.proj.weight.detach().cpu().float()
+    if theirs.ndim != 4:
+        raise MismatchError(f"{EMBEDDER} in {file} must have four axes, it has {theirs.ndim}")
     if theirs.shape != ours.shape:
         raise MismatchError(
             f"{file} reads latents of {theirs.shape[1]} channels in patches of {theirs.shape[2]}, "
             f"this model of {ours.shape[1]} in patches of {ours.shape[2]}"
         )
     distance = float((theirs - ours).norm() / ours.norm())
-    if distance > FAR:
+    if not distance <= FAR:  # NaN is far too
         raise MismatchError(
             f"{file} was trained beside other weights: what embeds patches there differs from this "
             f"model's by {distance:.0%}, a fine-tuned copy by far less; load the base it is for"

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from pixsigma.errors import InputError, MismatchError, OutputError
 from pixsigma.weights import config_files, folder
+from pixsigma.weights.detect import Detected
 from pixsigma.weights.files import Tensors, save_tensors, write_json
 from pixsigma.weights.keymaps import DIFFUSERS
 from pixsigma.weights.load import check_fit
 from pixsigma.weights.locate import FileChoice
+from pixsigma.weights.told import description
 
 Layout: TypeAlias = Literal["diffusers", "pth", "single"]
 
@@ -44,14 +46,15 @@ def convert(
     config, detected = opened.config, opened.detected
     ours = _cast(detected.keymap.to_ours(opened.tensors), dtype)
     check_fit(opened.expected(), ours.specs, detected.keymap)
+    metadata = description(config, detected.variant)
     if to == "diffusers":
         part = target / "transformer"
         name = FileChoice().names("transformer", ".safetensors")[0]
-        save_tensors(DIFFUSERS.to_theirs(ours), part / name)
+        save_tensors(DIFFUSERS.to_theirs(ours), part / name, metadata=metadata)
         write_json(part / "config.json", config_files.transformer_json(config))
     else:
-        save_tensors(ours, target, metadata=folder.description(config, detected.variant))
-    _verify(ours, target, config)
+        save_tensors(ours, target, metadata=metadata)
+    _verify(ours, target, detected)
     return target
 
 
@@ -85,11 +88,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(x.contiguous().flatten().view(torch.uint8) for x in (a, b)))
 
 
-def _verify(ours: Mapping[str, Tensor], target: Path, config: object) -> None:
+def _verify(ours: Mapping[str, Tensor], target: Path, meant: Detected) -> None:
     """Raise OutputError unless what was written reads back as what was meant."""
     written = folder.open_transformer(target)
     back = written.detected.keymap.to_ours(written.tensors)
     differs = [key for key in ours if key not in back or not _same_bits(ours[key], back[key])]
-    if differs or len(back) != len(ours) or written.config != config:
-        told = f"{len(differs)} tensors, {differs[:3]}" if differs else "the config"
+    same = (written.config, written.detected.variant) == (meant.config, meant.variant)
+    if differs or len(back) != len(ours) or not same:
+        told = f"{len(differs)} tensors, {differs[:3]}" if differs else "what the model is"
         raise OutputError(f"{target} does not read back as it was written: {told}; try again")

@@ -60,7 +60,8 @@ def detect_transformer(
     specs = keymap.to_ours(tensors).specs
     try:
         shape = _network(specs, attention_head_dim)
-    except (KeyError, IndexError, ValueError) as error:
+        compression = _compression(specs)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise MismatchError(
             f"{name or 'the file'} is no whole PixArt transformer: it fails at {error}"
         ) from error
@@ -71,7 +72,7 @@ def detect_transformer(
         sample_size=side // 8,
         use_additional_conditions=conditions,
         qk_norm="blocks.0.attn.q_norm.weight" in specs,
-        kv_compression=_compression(specs),
+        kv_compression=compression,
     )
     kind = variant or variant_of(original, name, plain)
     scale = side / 512 if kind == "sigma" else max(side / 512, 1.0)

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import re
 import secrets
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -108,6 +109,11 @@ class Tensors(Mapping[str, Tensor]):
         return sum(spec.num_bytes for spec in self.specs.values())
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with `~` told; one of an unknown person stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises
+
+
 def open_tensors(path: Path | str, *, ema: bool = False) -> Tensors:
     """Open `.safetensors`, a sharded `.index.json`, or a pickle of `torch.save`, memory-mapped.
 
@@ -201,11 +207,20 @@ def read_json(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise MissingWeightsError(f"a model folder needs {path.name}, there is none at {path}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
         raise CorruptWeightsError(f"{path} must be JSON: {error}; fetch it again") from error
+    return parsed_json(text, str(path))
+
+
+def parsed_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object; raises CorruptWeightsError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptWeightsError(f"{what} must be JSON: {error}; fetch it again") from error
     if not isinstance(value, dict):
-        raise CorruptWeightsError(f"{path} must hold a JSON object, got {type(value).__name__}")
+        raise CorruptWeightsError(f"{what} must hold a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -253,6 +268,8 @@ def _open_sharded(index: Path) -> Tensors:
         raise CorruptWeightsError(f"{index} must have a weight_map from tensor to file")
     # A name in the index must not lead out of its folder.
     names = sorted({Path(str(name)).name for name in places.values()})
+    if nested := [name for name in names if name.endswith(".json")]:
+        raise CorruptWeightsError(f"{index} must name weights files, it names {nested[0]}")
     shards = {name: open_tensors(index.parent / name) for name in names}
     owner = {key: shards[Path(str(name)).name] for key, name in places.items()}
     lost = [key for key, shard in owner.items() if key not in shard.specs]
@@ -260,9 +277,9 @@ def _open_sharded(index: Path) -> Tensors:
         raise CorruptWeightsError(
             f"{index} names {len(lost)} tensors that are in no file: {lost[0]}"
         )
-    return Tensors(
-        {key: shard.specs[key] for key, shard in owner.items()}, lambda key: owner[key][key]
-    )
+    specs = {key: shard.specs[key] for key, shard in owner.items()}
+    metadata = {key: text for shard in shards.values() for key, text in shard.metadata.items()}
+    return Tensors(specs, lambda key: owner[key][key], metadata)
 
 
 def _unpickle(path: Path) -> Any:
@@ -271,6 +288,22 @@ def _unpickle(path: Path) -> Any:
         with path.open("rb") as file:
             mapped = file.read(4) == b"PK\x03\x04"
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+_BROKEN = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    OSError,
+    # of an old pickle that is cut off or is none
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+"""What readers of weights raise for a file that is not whole."""
 
 
 @contextmanager
@@ -291,7 +324,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise MissingWeightsError(f"{path} must be readable: {error}") from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except _BROKEN as error:
         reason = str(error).strip().split("\n")[0][:200]
         if "allocate memory" in reason:
             raise OutOfMemoryError(
@@ -332,6 +365,11 @@ def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
     inner = (
         content["state_dict_ema" if ema else "state_dict"] if "state_dict" in content else content
     )
+    if not isinstance(inner, dict):
+        raise MismatchError(
+            f"the state_dict of {path} must be a dictionary of tensors, it is a "
+            f"{type(inner).__name__}"
+        )
     tensors = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise MismatchError(f"{path} holds no tensors; its first keys are {list(content)[:5]}")

@@ -1,6 +1,5 @@
 """Folders in diffusers layout: read part by part, and written so that diffusers reads them too."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.samplers.published import config_of, sampler_from_config
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import (
-    CorruptWeightsError,
     InputError,
     MismatchError,
     MissingWeightsError,
@@ -33,6 +31,7 @@ from pixsigma.weights.files import (
     Spec,
     Tensors,
     atomic_write,
+    expanded,
     open_tensors,
     read_json,
     save_tensors,
@@ -45,6 +44,7 @@ from pixsigma.weights.locate import FileChoice, find_weights
 from pixsigma.weights.prompt_cache import CachedT5, fingerprint
 from pixsigma.weights.quantized import builder, fine_of, in_int8, int8_layers
 from pixsigma.weights.streaming import StreamedT5, open_streamed
+from pixsigma.weights.told import described, description, told_variant
 
 PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
 """Folders inside a model's folder."""
@@ -55,9 +55,6 @@ PART_CLASSES = {
     "vae": ("AutoencoderKL",),
 }
 """Classes by which a folder is known to be the part itself."""
-
-CONFIG_KEY, VARIANT_KEY = "pixsigma.transformer", "pixsigma.variant"
-"""Metadata that our single files carry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +114,14 @@ def open_transformer(
     path = Path(path)
     if not path.is_dir():
         tensors = open_tensors(path)
-        found = _described(tensors) or detect_transformer(
+        found = described(tensors) or detect_transformer(
             tensors, path.name, resolution=resolution, variant=variant
         )
         return OpenTransformer(detected=found, tensors=tensors)
     folder = _part_folder(path, "transformer")
     config = config_files.transformer_config(config_files.read_config(folder))
     tensors = open_tensors(find_weights(folder, "transformer", choice))
-    told = variant or folder_variant(path) or variant_of({}, path.name, config)
+    told = variant or told_variant(path, tensors) or variant_of({}, path.name, config)
     found = Detected(config=config, variant=told, keymap=transformer_names(tensors))
     return OpenTransformer(detected=found, tensors=tensors)
 
@@ -165,7 +162,7 @@ def read_text_encoder(
     tensors = open_tensors(file)
     identity = fingerprint(T5.to_ours(tensors), config)
     kept = dtype or next(iter(tensors.specs.values())).dtype
-    cached = CachedT5(Path(prompt_cache).expanduser(), config, identity, kept, opened)
+    cached = CachedT5(expanded(prompt_cache), config, identity, kept, opened)
     return T5TextEncoder(tokenizer, cached, words)
 
 
@@ -191,7 +188,9 @@ def folder_tokens(path: Path) -> int:
     """How many tokens the model reads: our key in `tokenizer_config.json`, else 300 or 120."""
     file = path / "tokenizer" / "tokenizer_config.json"
     told = read_json(file).get("max_tokens") if file.is_file() else None
-    return int(told or MAX_TOKENS[folder_variant(path) or "sigma"])
+    if told is None:
+        return MAX_TOKENS[folder_variant(path) or "sigma"]
+    return config_files.whole("max_tokens", told)
 
 
 def read_autoencoder(
@@ -252,7 +251,7 @@ def save_folder(
     published = config_of(
         sampler or get_sampler(DEFAULT_SAMPLER), schedule or NoiseSchedule(ScheduleConfig())
     )
-    save_transformer(transformer, folder / "transformer")
+    save_transformer(transformer, folder / "transformer", variant)
     if text_encoder is not None:
         save_text_encoder(text_encoder, folder)
     if autoencoder is not None:
@@ -268,8 +267,11 @@ def save_folder(
     write_json(folder / INDEX, index)
 
 
-def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None:
-    """Write `config.json` and weights in diffusers names; raises OutputError.
+def save_transformer(
+    transformer: PixArtTransformer, folder: Path | str, variant: Variant | None = None
+) -> None:
+    """Write `config.json` and weights in diffusers names, with the family where it is told; raises
+    OutputError.
 
     A network in 8 bits has our own names, and is not for diffusers. Raises InputError for weights
     of torchao.
@@ -282,12 +284,12 @@ def save_transformer(transformer: PixArtTransformer, folder: Path | str) -> None
     if has_int8(transformer):
         config = config_files.transformer_json(transformer.config)
         config["quantization_config"] = config_files.QUANTIZATION
-        _save_part(Path(folder), Tensors.of(transformer.state_dict()), config, "transformer")
-        return
-    tensors = DIFFUSERS.to_theirs(transformer.state_dict())
-    _save_part(
-        Path(folder), tensors, config_files.transformer_json(transformer.config), "transformer"
-    )
+        tensors = Tensors.of(transformer.state_dict())
+    else:
+        config = config_files.transformer_json(transformer.config)
+        tensors = DIFFUSERS.to_theirs(transformer.state_dict())
+    told = description(transformer.config, variant) if variant else None
+    _save_part(Path(folder), tensors, config, "transformer", told)
 
 
 def save_text_encoder(text_encoder: T5TextEncoder, folder: Path | str) -> None:
@@ -328,27 +330,15 @@ def save_autoencoder(autoencoder: KLAutoencoder, folder: Path | str) -> None:
     _save_part(Path(folder), tensors, config_files.autoencoder_json(autoencoder.config), "vae")
 
 
-def description(config: TransformerConfig, variant: Variant) -> dict[str, str]:
-    """Metadata for a transformer's file, so that nothing needs to be guessed from shapes."""
-    return {CONFIG_KEY: json.dumps(config_files.transformer_json(config)), VARIANT_KEY: variant}
-
-
-def _described(tensors: Tensors) -> Detected | None:
-    """What the metadata of a file of ours tells."""
-    told = {key: tensors.metadata.get(key, "") for key in (CONFIG_KEY, VARIANT_KEY)}
-    if not all(told.values()):
-        return None
-    try:
-        config = config_files.transformer_config(json.loads(told[CONFIG_KEY]))
-    except ValueError as error:
-        raise CorruptWeightsError(f"the metadata {CONFIG_KEY} must be JSON: {error}") from error
-    variant: Variant = "alpha" if told[VARIANT_KEY] == "alpha" else "sigma"
-    return Detected(config=config, variant=variant, keymap=transformer_names(tensors))
-
-
-def _save_part(folder: Path, tensors: Tensors, config: Mapping[str, Any], part: str) -> None:
+def _save_part(
+    folder: Path,
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    part: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     name = FileChoice().names(part, ".safetensors")[0]
-    save_tensors(tensors, folder / name)
+    save_tensors(tensors, folder / name, metadata=metadata)
     write_json(folder / "config.json", config)
 
 

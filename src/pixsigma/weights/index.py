@@ -33,7 +33,7 @@ def folder_variant(folder: Path) -> Variant | None:
     if index is None:
         return None
     name = index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise UnknownNameError(
             f"a model folder is a {' or '.join(PIPELINES)}, {folder / INDEX} names {name!r}"
         )

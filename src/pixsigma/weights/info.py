@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pixsigma.config import KVCompression
+from pixsigma.errors import MissingWeightsError
 from pixsigma.presets import Variant
 from pixsigma.weights.files import Tensors, open_tensors
 from pixsigma.weights.folder import open_transformer
@@ -100,7 +101,10 @@ def _other_parts(path: Path, choice: FileChoice) -> list[PartInfo]:
     found = []
     for name in ("text_encoder", "vae"):
         if (path / name / "config.json").is_file():
-            file = find_weights(path / name, name, choice)
+            try:
+                file = find_weights(path / name, name, choice)
+            except MissingWeightsError:  # a config alone, as it comes with the transformer
+                continue
             tensors = open_tensors(file)
             found.append(
                 _part(name, T5.to_ours(tensors) if name == "text_encoder" else tensors, file)

@@ -66,6 +66,7 @@ T5 = KeyMap(
     name="transformers",
     # The table of words is stored under either name or both: one tensor.
     aliases=((r"^encoder\.embed_tokens\.weight$", "shared.weight"),),
+    twins=("shared.weight",),
     dropped=(r"decoder\..*", r"lm_head\..*"),
     rules=(
         ("embed", ("shared",)),

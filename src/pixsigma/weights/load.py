@@ -42,7 +42,9 @@ def load_into(
 def check_fit(
     wanted: Mapping[str, Spec], given: Mapping[str, Spec], keymap: KeyMap | None = None
 ) -> None:
-    """Raise MismatchError unless `given` has the names and shapes of `wanted` and no others."""
+    """Raise MismatchError unless `given` has the names and shapes of `wanted` and no others, and
+    numbers with a point where those have.
+    """
     missing = [name for key in wanted if key not in given for name in _told(key, given, keymap)]
     unexpected = [key for key in given if key not in wanted]
     wrong = [
@@ -50,17 +52,28 @@ def check_fit(
         for key in wanted
         if key in given and given[key].shape != wanted[key].shape
     ]
+    wrong += [
+        f"{' + '.join(_told(key, {}, keymap))} is of {_kind(given[key])}, expected "
+        f"{_kind(wanted[key])}"
+        for key in wanted
+        if key in given
+        and given[key].dtype.is_floating_point != wanted[key].dtype.is_floating_point
+    ]
     if not (missing or unexpected or wrong):
         return
     lines = [
         f"weights must fit the network: {len(missing)} tensors are missing, "
-        f"{len(unexpected)} are not expected, {len(wrong)} have another shape",
+        f"{len(unexpected)} are not expected, {len(wrong)} have another shape or kind",
         *_listed("missing", missing),
         *_listed("not expected", unexpected),
         *_listed("shape", wrong),
         *(f"perhaps: {guess}" for guess in _guesses(missing, unexpected, wrong)),
     ]
     raise MismatchError("\n  ".join(lines))
+
+
+def _kind(spec: Spec) -> str:
+    return str(spec.dtype).removeprefix("torch.")
 
 
 def _told(key: str, given: Mapping[str, Spec], keymap: KeyMap | None) -> list[str]:

@@ -62,7 +62,7 @@ class CachedT5(nn.Module):
     ) -> None:
         """Raises InputError where `folder` is a file."""
         super().__init__()
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 - Path.exists may raise
             raise InputError(f"the prompt cache must be a folder, {folder} is a file")
         self.folder = folder
         self.config = config

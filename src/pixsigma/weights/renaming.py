@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pixsigma.errors import MismatchError
 from pixsigma.weights.files import Spec, Tensors
 
 _KIND = r"(?P<kind>|\.weight|\.bias)"
@@ -31,6 +32,9 @@ class KeyMap:
 
     dropped: tuple[str, ...] = ()
     """Regular expressions of names that carry nothing we need (constants, other networks)."""
+
+    twins: tuple[str, ...] = ()
+    """Names under which a file may have one tensor twice."""
 
     flattened: str | None = None
     """Names whose weights older files keep as 1 × 1 convolutions, four axes for two."""
@@ -58,7 +62,10 @@ class KeyMap:
         return key
 
     def canonical(self, keys: Iterable[str]) -> dict[str, str]:
-        """Their current names, without what is dropped, to the names that the file has."""
+        """Their current names, without what is dropped, to the names that the file has.
+
+        Raises MismatchError where a file has one tensor under two names.
+        """
         found: dict[str, str] = {}
         for key in keys:
             name = key
@@ -66,6 +73,11 @@ class KeyMap:
                 name = re.sub(pattern, put, name)
             if any(re.fullmatch(pattern, name) for pattern in self.dropped):
                 continue
+            if name in found and name not in self.twins:
+                raise MismatchError(
+                    f"a file must have each tensor once, {found[name]} and {key} are the same: are "
+                    "there two models in it? leave one set out"
+                )
             if name not in found or name == key:
                 found[name] = key
         return found
@@ -73,7 +85,8 @@ class KeyMap:
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Tensors:
         """The same tensors under our names, joined where ours are wider, read when asked for.
 
-        What no rule speaks of, and parts of an incomplete group, keep their names.
+        What no rule speaks of, and parts of an incomplete group, keep their names. Raises
+        MismatchError for parts of different shapes.
         """
         source = Tensors.of(tensors)
         names = self.canonical(source)
@@ -112,6 +125,9 @@ class KeyMap:
     def _joined(self, key: str, specs: list[Spec]) -> Spec:
         shape = specs[0].shape
         if len(specs) > 1:
+            if len({spec.shape for spec in specs}) > 1 or not shape:
+                shapes = " + ".join(str(spec.shape) for spec in specs)
+                raise MismatchError(f"the parts of {key} must be of one shape, they are {shapes}")
             shape = (sum(spec.shape[0] for spec in specs), *shape[1:])
         if self.flattened and shape[2:] == (1, 1) and re.fullmatch(self.flattened, key):
             shape = shape[:2]

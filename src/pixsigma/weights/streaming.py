@@ -211,6 +211,7 @@ def expected(net: T5Encoder, given: Tensors) -> dict[str, Spec]:
     specs = Tensors.of(net.state_dict()).specs
     for key in in_order(net.config):
         if key in given.specs and given.specs[key].dtype is torch.int8:
+            specs[key] = Spec(specs[key].shape, torch.int8)
             specs[key.removesuffix(".weight") + SCALE] = Spec(specs[key].shape[:1], torch.float32)
     return specs
 

@@ -233,10 +233,15 @@ def _flagged(form: _Format, config: Mapping[str, Any], base: str) -> dict[str, s
 def _schedule_of(form: _Format, config: Mapping[str, Any]) -> ScheduleConfig:
     start, end, kind = form.betas
     one_of("beta_schedule", config.get("beta_schedule", kind), BETA_SCHEDULES)
+    numbers = {"num_train_timesteps": 1000, "beta_start": start, "beta_end": end}
+    told = {key: config.get(key, usual) for key, usual in numbers.items()}
+    for key, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{key} must be a number above 0, got {value!r}")
     return ScheduleConfig(
-        num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-        beta_start=float(config.get("beta_start", start)),
-        beta_end=float(config.get("beta_end", end)),
+        num_train_timesteps=int(told["num_train_timesteps"]),
+        beta_start=float(told["beta_start"]),
+        beta_end=float(told["beta_end"]),
         beta_schedule=config.get("beta_schedule", kind),
         prediction_type=config.get("prediction_type", "epsilon"),
     )
