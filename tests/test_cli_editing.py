@@ -110,6 +110,33 @@ def test_a_mask_of_a_region_as_data_is_not_repeated() -> None:
     assert refused.exit_code == 2 and "mask of region 1 was given as data" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"control": [{}]}, {"control": ["x"]}, {"control": 3}, {"regions": 3}, {"image": 3}],
+)
+def test_again_refuses_damaged_settings(change: dict[str, Any]) -> None:
+    from pixsigma.images import write_picture
+
+    path = write_picture(Image.new("RGB", (32, 32)), Path(), "bad", {"prompt": "a", **change})
+    refused = run("generate", "--again", path)
+    assert refused.exit_code == 2 and "settings inside are damaged" in refused.stderr
+
+
+def test_pictures_with_damaged_exif_are_taken_as_they_lie() -> None:
+    Image.new("RGB", (32, 32), "red").save("exif.png", exif=b"Exif\0\0garbagegarbage")
+    with pytest.warns(UserWarning, match="EXIF is damaged"):
+        generated("a", *FAST, "--image", "exif.png")
+
+
+def test_paths_and_lines_that_no_one_can_read_are_told() -> None:
+    Path("deep.jsonl").write_text('{"prompt": "a", "x": ' + "[" * 100_000)
+    refused = run("generate", "--prompts", "deep.jsonl")
+    assert refused.exit_code == 2 and "line 1 of deep.jsonl" in refused.stderr
+    Path("zero.jsonl").write_text(json.dumps({"prompt": "a", "image": "a\0b"}))
+    refused = run("generate", "--prompts", "zero.jsonl")
+    assert refused.exit_code == 2 and "null byte" in refused.stderr
+
+
 def test_again_takes_the_settings_of_the_picture_alone() -> None:
     first = generated("a", *FAST, "--size", "32x32")
     refused = run("generate", "b", "--again", first, "--steps", 2, "--num", 3)

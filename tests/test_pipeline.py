@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.small import VAE, small_transformer
@@ -240,15 +241,31 @@ def test_bad_requests(request_: dict[str, Any], error: type[Exception], words: s
     ("call", "words"),
     [
         ({}, "either prompts or their embeddings"),
-        ({"prompt": "a", "output_type": "jpeg"}, "pil, np, pt or latent"),
+        ({"prompt": "a", "output_type": "jpeg"}, "pil, np, pt, latent"),
         ({"prompt": ["a"], "generator": [torch.Generator()] * 2}, "one generator"),
         ({"prompt": ["a"], "negative_prompt": ["b", "c"]}, "one negative prompt"),
         ({"prompt_embeds": torch.zeros(1, 3, 16)}, "attention mask"),
+        (
+            {"prompt_embeds": torch.zeros(1, 3, 9), "prompt_attention_mask": torch.ones(1, 3)},
+            "16 wide, got 9",
+        ),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale is a finite"),
+        ({"prompt": "a", "guidance_scale": "3"}, "guidance_scale is a finite"),
+        ({"prompt": "a", "height": 0}, "height is a whole number above 0"),
+        ({"prompt": "a", "width": 64.0}, "width is a whole number above 0"),
+        ({"prompt": "a", "max_sequence_length": -1}, "max_sequence_length is a whole"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, "num_inference_steps is a whole"),
+        ({"prompt": "a", "num_images_per_prompt": -1}, "num_images_per_prompt is a whole"),
+        ({"prompt": "a", "generator": 3}, "a generator is a torch.Generator"),
+        ({"prompt": "a", "negative_prompt": 3}, "a negative prompt is a string"),
+        ({"prompt": "\ud800 cat"}, "halves of characters"),
+        ({"prompt": "a", "latents": torch.zeros(1, 4, 7, 7)}, r"latents .* are \(1, 4, .*7, 7"),
+        ({"prompt": "a", "latents": torch.zeros(3, 4, 8, 8)}, r"latents .* are \(1, 4, .*\(3, 4"),
     ],
 )
 def test_bad_calls(call: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        pipeline()(height=32, width=32, num_inference_steps=1, **call)
+        pipeline()(**({"height": 32, "width": 32, "num_inference_steps": 1} | call))
 
 
 def test_parts_that_were_left_out_are_named() -> None:
@@ -267,3 +284,48 @@ def test_parts_that_were_left_out_are_named() -> None:
 def test_unknown_parts_are_refused() -> None:
     with pytest.raises(InputError, match="safety_checker"):
         PixArtSigmaPipeline.from_pretrained("mini", safety_checker=None)
+
+
+def test_timesteps_may_be_an_array() -> None:
+    pipe = pipeline()
+    made = [
+        pipe(
+            "a",
+            timesteps=given,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images
+        for given in ([900, 500], np.array([900, 500]))
+    ]
+    assert np.array_equal(*made)
+
+
+@pytest.mark.parametrize("wrong", [None, ["a", "b"], {"prompt": "a"}, 3])
+def test_what_is_no_request_is_told(wrong: Any) -> None:
+    pipe = pipeline()
+    with pytest.raises(InputError, match="a request is a prompt or a GenerationRequest"):
+        list(pipe.stream(wrong))
+    with pytest.raises(InputError, match="a request is a prompt or a GenerationRequest"):
+        pipe.draw_many([wrong])
+
+
+def test_several_requests_are_a_list() -> None:
+    pipe = pipeline()
+    with pytest.raises(InputError, match="several requests are a list"):
+        pipe.draw_many("ab")
+    for wrong in ("8", 1.5, 0, True):
+        with pytest.raises(InputError, match="at_once is how many"):
+            pipe.draw_many(["a"], at_once=wrong)  # type: ignore[arg-type]
+
+
+def test_a_broken_network_is_noticed_at_once() -> None:
+    pipe = pipeline()
+    for weight in pipe.transformer.final_layer.parameters():
+        weight.data.fill_(float("nan"))
+    seen = []
+    with pytest.raises(NotFiniteError, match="the transformer"):
+        for step in pipe.stream("a", **{**FAST, "num_inference_steps": 6}):
+            seen.append((step.stage, step.index))
+    assert seen[-1] == ("denoising", 0)

@@ -198,3 +198,29 @@ def test_what_works_without_a_scale_is_not_warned_of(
         warnings.simplefilter("error")
         found = drawn(pipe, guidance_scale=1.0, **settings)
     assert not torch.allclose(found, drawn(pipe, guidance_scale=1.0))
+
+
+def test_an_interval_without_a_step_and_an_empty_region_are_told(pipe: PixArtSigmaPipeline) -> None:
+    guidance = {"start": 0.4, "stop": 0.6}
+    with pytest.warns(UserWarning, match="no step of 3 begins in the interval 0.4 to 0.6"):
+        found = drawn(pipe, guidance=guidance)
+    assert torch.equal(found, drawn(pipe, guidance_scale=1.0))
+    region = {"prompt": "a dog", "box": (0.5, 0.5, 0.501, 0.501), "soft": 0.0}
+    with pytest.warns(UserWarning, match="region 1 covers nothing"):
+        assert torch.equal(drawn(pipe, regions=[region]), drawn(pipe))
+
+
+def test_fast_ends_cfgpp_too(pipe: PixArtSigmaPipeline) -> None:
+    own: dict[str, Any] = {"sampler": "ddim", "guidance": {"cfgpp": 0.6}}
+    stopped = drawn(pipe, sampler="ddim", guidance={"cfgpp": 0.6, "stop": 0.3})
+    assert torch.equal(drawn(pipe, **own, fast={"guided": 0.3}), stopped)
+    assert not torch.equal(drawn(pipe, **own), stopped)
+
+
+@pytest.mark.parametrize("text", ["[cat|AND]", r"\AND: x", "[AND|cat]", "[a|b AND]", "(AND:1.2)"])
+def test_a_style_goes_around_prompts_with_the_word_and(text: str) -> None:
+    request = request_from(prompt=text, prompt_syntax="weighted", style="ink")
+    plain = rows(request_from(prompt=text, prompt_syntax="weighted"), 2)
+    for styled, own in zip(rows(request, 2), plain, strict=True):
+        words = "".join(word for word, _ in own[0].spans)
+        assert words in "".join(word for word, _ in styled[0].spans)

@@ -52,6 +52,8 @@ def test_defaults_leave_to_the_model_what_suits_it() -> None:
         ({"prompt": "x", "loras": [{"path": "a", "at": 1}]}, r"loras\.0\.at .*not permitted"),
         ({"prompt": "x", "loras": [{"path": "a", "weight": 1e999}]}, r"0\.weight must be a finite"),
         ({"prompt": "x", "num_inference_steps": 0}, "num_inference_steps must be greater than or"),
+        ({"prompt": "x", "image": "a", "tiled": True, "strength": 1.0}, "tiled refines"),
+        ({"prompt": "x", "two_pass": True, "tiled": True, "strength": 1.0}, "tiled refines"),
         ({"prompt": "x", "num_inference_steps": 2.5}, "must be a valid integer, got 2.5"),
         ({"prompt": "x", "num_inference_steps": True}, "must be a valid integer, got True"),
         ({"prompt": "x", "guidance_scale": float("nan")}, "must be a finite number, got nan"),

@@ -102,3 +102,9 @@ def test_cleaning_without_its_extra_says_what_to_install(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'pixsigma\[clean\]'"):
         clean_caption("a cat")
+
+
+def test_what_no_parser_takes_is_no_markup() -> None:
+    pytest.importorskip("bs4")
+    pytest.importorskip("ftfy")
+    assert "a cat" in clean_caption("<![a cat")

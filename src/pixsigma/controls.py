@@ -2,6 +2,7 @@
 pictures as latents.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -170,6 +171,12 @@ def follower(
                 seen = hint_of(choice, size, whole, canvas)
             latents = pipe.encode_pictures(seen)
             begins, ends = when(levels, choice.start, choice.end)
+            if begins < 0:
+                warnings.warn(
+                    f"no step of {len(levels) - 1} begins between {choice.start:g} and "
+                    f"{choice.end:g}, so the hint of kind {choice.kind} does nothing",
+                    stacklevel=2,
+                )
             found.append(Control(network, latents, choice.weight, begins, ends))
         return tuple(found)
 

@@ -11,7 +11,7 @@ from pixsigma.diffusion.guidance import check_rows, guided
 from pixsigma.diffusion.samplers.base import Noise, Predict, Sampler
 from pixsigma.diffusion.schedule import Level, NoiseSchedule
 from pixsigma.diffusion.steering import Steering, steered
-from pixsigma.errors import NotFiniteError
+from pixsigma.errors import InputError, NotFiniteError
 from pixsigma.fast_options import FastOptions
 from pixsigma.interfaces import Conditions, TextFeatures
 from pixsigma.models.caching import CachingTransformer
@@ -86,7 +86,8 @@ def denoise(
 
     A grid of one level has no step: the latents that were given are yielded as they are.
 
-    Raises NotFiniteError as soon as the latents hold NaN or infinity.
+    Raises NotFiniteError where the latents hold NaN or infinity: at once on a CPU, elsewhere at the
+    end, since looking waits for the device.
     """
     levels = drawing.levels
     given = drawing.given
@@ -103,6 +104,8 @@ def denoise(
             if drawing.on_step is not None:
                 replaced = drawing.on_step(i, levels[i].timestep, x)
                 x = x if replaced is None else replaced
+            if x.device.type == "cpu":
+                refuse_nan(x, "the transformer", "steps")
             yield Step("denoising", i + 1, total, levels[i + 1].timestep, x)
     give_back_pages()
     refuse_nan(x, "the transformer", "steps")
@@ -225,6 +228,16 @@ def draw_noise(
         torch.randn(1, *shape[1:], generator=g, device=g.device, dtype=dtype) for g in generators
     ]
     return torch.cat(rows)
+
+
+def first_noise(draw: Noise, given: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """What is given in place of noise, else drawn; raises InputError for another shape."""
+    if given is None:
+        return draw()
+    if not isinstance(given, Tensor) or tuple(given.shape) != tuple(shape):
+        told = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(f"latents for these pictures are {tuple(shape)}, got {told}")
+    return given
 
 
 def refuse_nan(x: Tensor, who: str, what: str) -> None:

@@ -5,8 +5,10 @@ not the word "none", and negative embeddings may stand beside a default negative
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -76,16 +78,16 @@ def call_as_diffusers(
     hints as a request has them, and `callback_on_step_end` of other pipelines. Raises InputError,
     SizeError, NotFiniteError or OutOfMemoryError.
     """
-    form = form_of(output_type)
-    asked = height or self.default_size[0], width or self.default_size[1]
+    form = checked(dict(locals()))
+    asked = self.default_size[0] if height is None else height, width or self.default_size[1]
     size = drawn_at(self, asked, use_resolution_binning)
     prepare = cleaned_twice if clean_caption else lowered
     limit = max_sequence_length or self.max_tokens
     text = features(self, prompt, prompt_embeds, prompt_attention_mask, prepare, limit)
-    negative = None
     scale = self.default_guidance if guidance_scale is None else guidance_scale
-    if scale > 1:  # below 1 diffusers does not guide either
-        embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
+    embeds, mask = negative_prompt_embeds, negative_prompt_attention_mask
+    negative = None  # below 1 diffusers does not guide either
+    if scale > 1:
         negative = led_away(self, negative_prompt, embeds, mask, prepare, limit, len(text.mask))
     sampler = with_eta(self.sampler, eta)
     levels = levels_of(self, sampler, num_inference_steps, timesteps, sigmas)
@@ -104,6 +106,35 @@ def call_as_diffusers(
     return PipelineOutput(images) if return_dict else (images,)
 
 
+WHOLE = (
+    "num_inference_steps",
+    "num_images_per_prompt",
+    "height",
+    "width",
+    "max_sequence_length",
+    "callback_steps",
+)
+"""Arguments that are whole numbers above 0."""
+
+
+def checked(given: Mapping[str, Any]) -> Form | None:
+    """What makes `output_type` of pictures, None for latents.
+
+    Raises InputError for numbers of a call that are none, or out of range.
+    """
+    for name in WHOLE:
+        value = given[name]
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+        if value is not None and not whole:
+            raise InputError(f"{name} is a whole number above 0, got {value!r}")
+    for name in ("guidance_scale", "eta"):
+        value = given[name]
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
+            raise InputError(f"{name} is a finite number, got {value!r}")
+    return form_of(given["output_type"])
+
+
 def levels_of(
     pipe: "PixArtSigmaPipeline",
     sampler: Sampler,
@@ -114,7 +145,8 @@ def levels_of(
     """The sampler's own levels, or those that were given."""
     if timesteps is None and sigmas is None:
         return sampler.levels(pipe.schedule, num_inference_steps)
-    return sampler.levels_at(pipe.schedule, timesteps=timesteps, ratios=sigmas)
+    given = None if timesteps is None else [float(t) for t in timesteps]
+    return sampler.levels_at(pipe.schedule, timesteps=given, ratios=sigmas)
 
 
 def led_away(
@@ -166,20 +198,27 @@ def features(
     if (prompt is None) == (embeds is None):
         raise InputError("give either prompts or their embeddings: got both or neither")
     if embeds is not None:
-        if mask is None or mask.shape != embeds.shape[:2]:
+        if embeds.ndim != 3 or mask is None or mask.shape != embeds.shape[:2]:
             raise InputError(
                 f"embeddings (B, L, E) need an attention mask (B, L): got {tuple(embeds.shape)} "
                 f"and {None if mask is None else tuple(mask.shape)}"
             )
+        width = pipe.transformer_config.caption_channels
+        if embeds.shape[-1] != width:
+            raise InputError(f"embeddings for this model are {width} wide, got {embeds.shape[-1]}")
         return TextFeatures(embeds, mask.bool())
     rows = [prompt] if isinstance(prompt, str) else prompt
     if not rows or not all(isinstance(row, str) for row in rows):
         raise InputError(f"a prompt is a string or a list of strings, got {prompt!r}")
+    if any(row.encode("utf-8", "replace").decode() != row for row in rows):
+        raise InputError(f"a prompt is text, this one has halves of characters: {prompt!r}")
     return pipe.encode([prepare(row) for row in rows], max_tokens)
 
 
 def spread(prompt: str | list[str], num: int) -> list[str]:
     """One negative prompt a prompt: a single one serves for all."""
+    if not isinstance(prompt, str | list):
+        raise InputError(f"a negative prompt is a string or a list of strings, got {prompt!r}")
     rows = [prompt] if isinstance(prompt, str) else prompt
     if len(rows) not in (1, num):
         raise InputError(f"give one negative prompt, or one for each of {num}: got {len(rows)}")
@@ -194,7 +233,10 @@ def generators(
         raise InputError(f"give one generator, or one for each of {num} pictures: got {len(given)}")
     if given is None:
         return [torch.default_generator]
-    return given if isinstance(given, list) else [given]
+    found = given if isinstance(given, list) else [given]
+    if not all(isinstance(each, torch.Generator) for each in found):
+        raise InputError(f"a generator is a torch.Generator or a list of them, got {given!r}")
+    return found
 
 
 def step_end(
@@ -206,8 +248,6 @@ def step_end(
     """diffusers' `callback_on_step_end(pipe, index, timestep, {"latents": …})`, and the older
     `callback(index, timestep, latents)` of each `every` steps, as ours.
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise InputError(f"callback_steps is a whole number above 0, got {every!r}")
     if at_end is None and callback is None:
         return None
 

@@ -16,8 +16,8 @@ LARGEST_SCALE = 100.0
 class GuidanceOptions(BaseModel):
     """Extensions of classifier-free guidance; the defaults leave it as it is.
 
-    Which of them go together, and the formulas, are in docs/steering.md. Raises InputError for a
-    pair that does not.
+    Which of them go together, and the formulas, are in docs/steering.md. A pair that does not is
+    refused: by pydantic's ValidationError here, by InputError in a request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -89,8 +89,10 @@ def stream_many(
     """
     from pixsigma.editing.plan import as_request
 
-    if at_once < 1:
-        raise InputError(f"at_once is how many pictures are in the making, got {at_once}")
+    if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
+        raise InputError(f"at_once is how many pictures are in the making, got {at_once!r}")
+    if isinstance(requests, str):
+        raise InputError("several requests are a list, got one prompt: put it in brackets")
     checked = [as_request(request, {}) for request in requests]
     return _drawn(self, checked, deque(by_adapters(checked)), at_once)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pixsigma import adapters, controls
 from pixsigma import images as pictures
 from pixsigma.config import TransformerConfig
-from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, refuse_nan
+from pixsigma.denoising import Drawing, OnStep, Step, denoise, draw_noise, first_noise, refuse_nan
 from pixsigma.diffusers_call import call_as_diffusers
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import Level
@@ -372,7 +372,7 @@ class PixArtSigmaPipeline:
         height, width = (side // self.factor for side in size)
         shape = num, self.transformer_config.in_channels, height, width
         draw = partial(draw_noise, shape, generators)
-        latents = draw() if latents is None else latents
+        latents = first_noise(draw, latents, shape)
         conditions = None
         if self.transformer_config.use_additional_conditions:
             size_rows = torch.tensor([seen or size], device=self.device).expand(num, 2)

@@ -88,18 +88,24 @@ def steering_of(
         return replace(settled(features), leading=True)
 
     options = request.guidance
-    if request.shortcuts is not None and options.cfgpp is None:
+    if request.shortcuts is not None:
         stop = min(options.stop, max(request.shortcuts.guided, options.start))
         options = options.model_copy(update={"stop": stop})
     parts = regional(pipe, request, read, num_steps, size, canvas)
     texts = tuple(row + part for row, part in zip(texts, parts, strict=True))
-    return Steering(
+    steering = Steering(
         options=options,
         scale=scale,
         texts=tuple(tuple(replace(c, features=leading(c.features)) for c in row) for row in texts),
         nulls=tuple(null and settled(null) for null in nulls),
         layers=layers,
     )
+    if not any(map(steering.inside, range(num_steps))):
+        told = (
+            f"no step of {num_steps} begins in the interval {options.start:g} to {options.stop:g}"
+        )
+        warnings.warn(f"{told}: nothing is guided; widen it, or take more steps", stacklevel=2)
+    return steering
 
 
 def regional(
@@ -112,8 +118,11 @@ def regional(
 ) -> list[tuple[Clause, ...]]:
     """The texts of the regions in every step, and where they hold."""
     found: list[tuple[Clause, ...]] = [()] * num_steps
-    for region in request.regions:
+    for k, region in enumerate(request.regions, start=1):
         mask = region_mask(region, size, pipe.factor, canvas).to(pipe.device)
+        if not mask.any():
+            warnings.warn(f"region {k} covers nothing of what is drawn", stacklevel=3)
+            continue
         lines = lines_of(region.prompt, request.prompt_syntax, num_steps)
         for i, (line,) in enumerate(lines):
             found[i] = (*found[i], Clause(read(line.spans), region=mask))

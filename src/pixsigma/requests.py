@@ -197,10 +197,12 @@ class GenerationRequest(BaseModel):
                 raise InputError("strength needs image or two_pass: there is nothing to begin from")
         elif self.two_pass:
             raise InputError("two_pass draws from text alone: give image or two_pass, not both")
-        if self.tiled and self.image is None and not self.two_pass:
+        begins = self.image is not None or self.two_pass
+        masked = self.mask is not None or self.extend is not None
+        if self.tiled and (not begins or (self.strength == 1 and not masked)):
             raise InputError(
-                "tiled refines what is there: give image or two_pass; from noise alone every tile "
-                "would draw the whole prompt"
+                "tiled refines what is there: give image or two_pass, and a strength below 1; from "
+                "noise alone every tile would draw the whole prompt"
             )
         if self.tiled and any(control.kind != PICTURE for control in self.control):
             raise InputError("a hint is for the whole picture: leave out control, or tiled")
@@ -315,7 +317,7 @@ def parse_prompt_file(
             continue
         try:
             requests.append(request_from(names, **{**(defaults or {}), **_parse_line(raw)}))
-        except (PixsigmaError, ValueError) as error:
+        except (PixsigmaError, ValueError, RecursionError) as error:
             raise PromptFileError(f"line {number} of {path}: {error}") from error
     if not requests:
         raise PromptFileError(f"{path} holds no prompt; write one a line")

@@ -14,7 +14,9 @@ PLACE = "{prompt}"
 
 
 class Style(BaseModel):
-    """A template; raises InputError where it has not exactly one `{prompt}`."""
+    """A template with exactly one `{prompt}`, else pydantic raises ValidationError; `style_from`
+    tells it as InputError.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -47,13 +47,14 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
         named = ", ".join(FLAGS.get(name, f"--{name.replace('_', '-')}") for name in others)
         raise InputError(f"--again draws with the settings in the picture: leave {named} out")
     settings = read_settings(flags["again"])
+    check_shape(settings)
     fields = {key: settings[key] for key in GenerationRequest.model_fields if key in settings}
     for field in ("image", "mask"):
         if flags[field] is not None:
             fields[field] = flags[field]
         if fields.get(field):
             check_source(field, fields[field], settings.get(f"{field}_sha256"))
-    fields["control"] = [checked_hint(control) for control in fields.get("control", ())]
+    fields["control"] = [checked_hint(control) for control in fields.get("control") or ()]
     check_regions(fields.get("regions") or [], settings.get("regions_sha256") or [])
     if settings.get("pixsigma") != __version__:
         warnings.warn(
@@ -70,6 +71,17 @@ def again(flags: Mapping[str, Any], written: Collection[str]) -> dict[str, Any]:
     places = {"device": str(settings.get("device", "auto")).partition(":")[0]}
     anew = {name: flags[name] for name in ("device", "dtype", "decode") if name in written}
     return {"requests": [request_from(FLAGS, **fields)], **recorded, **places, **anew}
+
+
+def check_shape(settings: Mapping[str, Any]) -> None:
+    """Raise InputError for settings that another program wrote, where sources would stand."""
+    kinds = {"image": str, "mask": str, "control": list, "regions": list, "regions_sha256": list}
+    for field, kind in kinds.items():
+        if not isinstance(settings.get(field, kind()), kind | None):
+            raise InputError(f"the settings inside are damaged: {field} is no {kind.__name__}")
+    for control in settings.get("control") or ():
+        if not isinstance(control, dict) or not isinstance(control.get("hint"), str):
+            raise InputError("the settings inside are damaged: a control has no hint")
 
 
 def checked_hint(control: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def mask_of(image: Image.Image) -> Image.Image:
 
 def as_data(image: Image.Image) -> str:
     """A picture as a PNG in a data URI, so that a request stays plain data."""
+    check_pixels(image.size, "the picture")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return f"{_DATA}image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
@@ -87,8 +88,6 @@ def flattened(image: Image.Image, ground: str) -> Image.Image:
     Raises InputError for floating point, which has no known range.
     """
     check_pixels(image.size, "the picture")
-    if not all(image.size):
-        raise InputError(f"a picture has pixels, this one is {image.width}x{image.height}")
     try:
         image = ImageOps.exif_transpose(image)
     except _DAMAGED as error:
@@ -112,7 +111,9 @@ def flattened(image: Image.Image, ground: str) -> Image.Image:
 
 
 def check_pixels(size: tuple[int, int], what: str) -> None:
-    """Raise InputError for more than `MOST_PIXELS`."""
+    """Raise InputError for more than `MOST_PIXELS`, or none."""
+    if not all(size):
+        raise InputError(f"a picture has pixels, {what} is {size[0]}x{size[1]}")
     if size[0] * size[1] > MOST_PIXELS:
         raise InputError(
             f"a picture may have {MOST_PIXELS:,} pixels, {what} has {size[0]}x{size[1]}; "

@@ -124,8 +124,13 @@ def as_request(
 
     Raises InputError.
     """
-    from pixsigma.requests import request_from
+    from pixsigma.requests import GenerationRequest, request_from
 
+    if not isinstance(request, str | GenerationRequest):
+        raise InputError(
+            f"a request is a prompt or a GenerationRequest, got a {type(request).__name__}; "
+            "several are for draw_many and stream_many"
+        )
     if not isinstance(request, str) and not settings:
         return request
     given: dict[str, Any] = (

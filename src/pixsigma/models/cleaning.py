@@ -42,13 +42,16 @@ def _apply(rules: Rules, text: str) -> str:
 
 def _without_markup(text: str) -> str:
     try:
-        from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
+        from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, ParserRejectedMarkup
     except ImportError as error:
         raise _missing("beautifulsoup4") from error
     with warnings.catch_warnings():
         # A caption that is nothing but a file name is a caption all the same.
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-        return BeautifulSoup(text, features="html.parser").text
+        try:
+            return BeautifulSoup(text, features="html.parser").text
+        except (ParserRejectedMarkup, AssertionError):
+            return text  # what no parser takes is no markup
 
 
 def _mended(text: str) -> str:

@@ -35,7 +35,7 @@ _AND = re.compile(rf"(?:\s+|(?<!\S))AND(?::(?P<weight>[+-]?(?:{_NUMBER})))?(?:\s
 _WEIGHT_END = re.compile(rf":\s*(?P<number>{_NUMBER})\s*\)", re.ASCII)
 _SHARE_END = re.compile(rf":\s*(?P<number>{_NUMBER})\s*\]", re.ASCII)
 _RUN = re.compile(r"\s+|[|:]|[^\s()\[\]|:\\]+")  # a run at once: AND is looked for at each
-_ESCAPED = re.compile(r"\\(AND(?![^\s:])|[\\()\[\]|:])")
+_ESCAPED = re.compile(r"\\(AND(?![^\s:|()\[\]\\])|[\\()\[\]|:])")
 
 
 def parse(text: str) -> Prompt:
