@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -532,3 +533,26 @@ def test_the_module_runs_as_the_command_does(tmp_path: Path) -> None:
         told.startswith("pixsigma: width and height must be multiples of 16")
         and told.count("\n") == 1
     )
+
+
+def test_help_shows_the_whole_prompt_language_and_a_switch_is_no_number() -> None:
+    told = re.sub(r"[\s│]+", " ", run("generate", "--help").stdout)
+    assert "(red:1.3), [dawn:dusk:0.4], AND" in told
+    refused = run("generate", "a", "--guide", "pag")
+    assert refused.exit_code == 2 and "--guide pag needs a value" in refused.stderr
+
+
+def test_a_converted_transformer_tells_how_to_draw_with_it(tmp_path: Path) -> None:
+    made = run("convert", "mini", tmp_path / "a.pth", "--to", "pth")
+    assert f"--model {tmp_path / 'a.pth'} --text-and-vae mini" in made.stdout
+
+
+@pytest.mark.parametrize("command", [("bench",), ("generate", "a"), ("serve",)])
+def test_a_model_that_is_nowhere_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pixsigma.cli.serve.check_free", lambda host, port: None)
+    result = run(*command, "--model", "nowhere")
+    assert result.exit_code == 3 and "nothing at nowhere" in result.stderr
+    assert not list(tmp_path.iterdir())

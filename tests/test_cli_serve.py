@@ -1,6 +1,7 @@
 """`pixsigma serve`: what is refused before anything loads, and what stands behind the port."""
 
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from pixsigma.cli import app
-from pixsigma.cli.serve import find_loras, parse_limits, require_extra
+from pixsigma.cli.serve import checked_origin, find_loras, parse_limits, require_extra
 from pixsigma.errors import InputError, MissingExtraError
 from pixsigma.server.keys import read_keys
 
@@ -25,6 +26,7 @@ def served(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, Any]:
         found.update(settings, app=application)
 
     monkeypatch.setattr(uvicorn, "run", run)
+    monkeypatch.setattr("pixsigma.cli.serve.check_free", lambda host, port: None)
     result = runner.invoke(app, ["serve", "--no-studio", *flags])
     assert result.exit_code == 0, result.output
     return found | {"output": result.output}
@@ -49,6 +51,21 @@ def test_what_is_served_draws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert "event: done" in events and "event: failed" not in events
         many = client.post("/v1/jobs", json={"request": asked | {"num_inference_steps": 5}})
         assert 400 <= many.status_code < 500 and "4" in many.text
+
+
+def test_a_port_that_is_taken_is_told_before_anything_loads(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = runner.invoke(app, ["serve", "--port", port, "--data", str(tmp_path / "data")])
+    assert result.exit_code == 2 and f"port {port} of 127.0.0.1" in result.output
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("origin", ["foo", "https://shop.example/", "ftp://shop.example", "//x"])
+def test_an_origin_is_scheme_and_host(origin: str) -> None:
+    assert checked_origin("https://shop.example:8443") == "https://shop.example:8443"
+    with pytest.raises(InputError, match="--origin is scheme and host"):
+        checked_origin(origin)
 
 
 def test_others_may_not_reach_it_without_keys(tmp_path: Path) -> None:

@@ -419,3 +419,15 @@ def test_workers_do_not_load_torch() -> None:
         [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == "False"
+
+
+def test_a_run_that_encoded_nothing_leaves_its_folder_free(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    foreign = Settings(data=str(data), model=str(model), resolution=64, hints="depth")
+    with pytest.raises(InputError, match="hint"):
+        list(prepare(foreign, out, CPU))
+    list(prepare(replace(foreign, hints=None), out, CPU))
+    with pytest.raises(InputError, match="was begun with hints None, not depth"):
+        list(prepare(foreign, out, CPU))

@@ -132,3 +132,7 @@ def test_the_flag() -> None:
     assert parse_region("m.png:a cat") == {"mask": "m.png", "prompt": "a cat"}
     with pytest.raises(InputError, match="--region"):
         parse_region("a cat")
+    with pytest.raises(
+        InputError, match=r"a box of --region is left,top,right,bottom, got '0,0,.5'"
+    ):
+        parse_region("0,0,.5:a cat")

@@ -28,8 +28,8 @@ def warn_of_unread(encoder: object, prompt: str) -> None:
     """Warn where a model that tells its captions' words is asked for others."""
     if isinstance(encoder, T5TextEncoder) and (unread := encoder.unread(prompt)):
         warnings.warn(
-            f"this model was never shown the words {', '.join(unread)}: it draws what is nearest "
-            "to them among what it knows",
+            f"this model was never shown the word{'s' * (len(unread) > 1)} {', '.join(unread)}: it "
+            "draws what is nearest among what it knows",
             stacklevel=3,
         )
 

@@ -192,17 +192,20 @@ class GenerationRequest(BaseModel):
         if self.image is None:
             needy = [f for f in ("mask", "extend", "inpaint_crop") if getattr(self, f)]
             if needy:
-                raise InputError(f"{needy[0]} needs a picture: give image")
+                raise InputError(f"{needy[0]} needs a picture: give image (--image)")
             if self.strength is not None and not self.two_pass:
-                raise InputError("strength needs image or two_pass: there is nothing to begin from")
+                raise InputError(
+                    "strength needs image or two_pass (--image, --two-pass): there is nothing to "
+                    "begin from"
+                )
         elif self.two_pass:
             raise InputError("two_pass draws from text alone: give image or two_pass, not both")
         begins = self.image is not None or self.two_pass
         masked = self.mask is not None or self.extend is not None
         if self.tiled and (not begins or (self.strength == 1 and not masked)):
             raise InputError(
-                "tiled refines what is there: give image or two_pass, and a strength below 1; from "
-                "noise alone every tile would draw the whole prompt"
+                "tiled refines what is there: give image or two_pass (--image, --two-pass), and a "
+                "strength below 1; from noise alone every tile would draw the whole prompt"
             )
         if self.tiled and any(control.kind != PICTURE for control in self.control):
             raise InputError("a hint is for the whole picture: leave out control, or tiled")

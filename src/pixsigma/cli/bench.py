@@ -24,7 +24,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds that count, taken in turns.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("bench"),
-    json: options.Json = False,
+    json: options.JsonOnce = False,
 ) -> None:
     """Time one guided step on the CPU: ours, ours in 8 bits, diffusers if it is installed."""
     if rounds < 1 or not 1 <= tokens <= 300:
@@ -34,8 +34,8 @@ def bench(
     from pixsigma.images import check_writable
     from pixsigma.measuring import Machine, as_json, bars, columns, write_report
 
-    check_writable(out)
     network, side = load(model, size)
+    check_writable(out)
     rows, ratios = measured(network, side, tokens, rounds)
     report = {"model": model, "size": side, "tokens": tokens, "variants": rows}
     write_report(out / "bench.json", report)

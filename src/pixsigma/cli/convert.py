@@ -38,6 +38,7 @@ def convert(
         typer.echo(f"{target}  its matrices in 8 bits, tokenizer beside it")
     else:
         typer.echo(converted(resolve(source, ["transformer"]), target, to))
+        typer.echo(f"draw with it: pixsigma generate … --model {target} --text-and-vae {source}")
 
 
 def converted(source: Path, target: Path, to: Layout) -> str:

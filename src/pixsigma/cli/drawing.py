@@ -92,10 +92,10 @@ def draw_all(job: Job) -> None:
     device = choose_device(job.device)
     check_mode(job.quantize, device)
     dtype = choose_dtype(job.dtype, device)
-    check_writable(job.folder)
     signer = Signer.from_files(*job.sign) if job.sign else None
     with stage(f"loading {job.model}", job.quiet):
         pipe = load(job, device, dtype)
+    check_writable(job.folder)
     requests = [settled(request, job, pipe) for request in job.requests]
     steps = pipe.stream_many(requests, at_once=job.batch)
     for number, done, seconds in watch_many(steps, len(requests), job.quiet):

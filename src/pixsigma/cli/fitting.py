@@ -16,6 +16,7 @@ from pixsigma.models.decoding import check_way
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.needs import needs_of
 from pixsigma.requests import GenerationRequest, request_from
+from pixsigma.weights.build import ALL_PARTS, locate
 from pixsigma.weights.facts import Facts, facts_of
 from pixsigma.weights.prompt_cache import LARGE, default_folder
 
@@ -125,18 +126,18 @@ def fitted(
     """The pipeline for these requests, `batch` at a time, loaded and placed as its plan says.
 
     Where a drawing is small beside any machine and no limit is given, no plan is made. Raises
-    OutOfMemoryError with advice where nothing fits.
+    WeightsError, and OutOfMemoryError with advice where nothing fits.
     """
     requests = list(requests)
     named = [control.network for request in requests for control in request.control]
-    facts = facts_or_none(model, text_and_vae, [file for file in named if file is not None])
     plan, way = None, asked_way(decode)
-    if facts is not None:
-        native = native_size(facts)
-        requests = [sized(request, native, aspect) for request in requests]
-        wishes = needs_of(requests, facts, batch, dtype=dtype, decode=way)
-        if memory is not None or needs_plan(facts, wishes, dtype):
-            plan = require(planned(facts, wishes, device, memory))
+    locate(model, ALL_PARTS, text_and_vae)  # what has to be downloaded is, before it is planned for
+    facts = facts_of(model, text_and_vae, [file for file in named if file is not None])
+    native = native_size(facts)
+    requests = [sized(request, native, aspect) for request in requests]
+    wishes = needs_of(requests, facts, batch, dtype=dtype, decode=way)
+    if memory is not None or needs_plan(facts, wishes, dtype):
+        plan = require(planned(facts, wishes, device, memory))
     cache = cache_folder(prompt_cache, facts)
     return load(model, device, dtype, plan, decode, cache, text_and_vae, quantize)
 
@@ -172,18 +173,6 @@ def load(
     return pipe
 
 
-def facts_or_none(
-    model: str, text_and_vae: str | None, controlnets: Iterable[str] = ()
-) -> Facts | None:
-    """The facts; None for what is still to be downloaded, or fails in a way that loading tells."""
-    from pixsigma.errors import WeightsError
-
-    try:
-        return facts_of(model, text_and_vae, controlnets)
-    except WeightsError:
-        return None
-
-
 def needs_plan(facts: Facts, wishes: Iterable[Wish], dtype: torch.dtype) -> bool:
     """Whether a rough count says that memory may matter."""
     weights = parameters(T5Encoder, facts.text_encoder) * dtype.itemsize
@@ -192,13 +181,11 @@ def needs_plan(facts: Facts, wishes: Iterable[Wish], dtype: torch.dtype) -> bool
     )
 
 
-def cache_folder(text: str, facts: Facts | None) -> Path | None:
+def cache_folder(text: str, facts: Facts) -> Path | None:
     """The folder of --prompt-cache; `auto` keeps prompts of encoders that are large."""
     if text == "off":
         return None
     if text != "auto":
         return Path(text).expanduser()
-    if facts is None:
-        return None
     weights = parameters(T5Encoder, facts.text_encoder) * facts.stored["text_encoder"]
     return default_folder() if weights > LARGE else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixsigma.cli import options
 from pixsigma.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def info(
     name: Annotated[
         str, typer.Argument(metavar="PATH", help="Weights, a folder, mini, or a picture of ours.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: options.JsonOnce = False,
 ) -> None:
     """Tell what a weights file, a folder or a picture is."""
     if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
@@ -79,4 +80,13 @@ def table(facts: dict[str, Any]) -> str:
     """Names and values in two columns, without what is not set."""
     width = max(map(len, facts), default=0)
     rows = {name: value for name, value in facts.items() if value not in (None, "", [])}
-    return "\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows.items())
+    return "\n".join(
+        f"{name.replace('_', ' '):<{width}}  {shown(value)}" for name, value in rows.items()
+    )
+
+
+def shown(value: Any) -> str:
+    """A value for people: of settings inside settings what is set."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, False, 0, [])) or "no"

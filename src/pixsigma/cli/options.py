@@ -106,7 +106,7 @@ Region = Annotated[
     list[str] | None,
     typer.Option(metavar="BOX:TEXT", help="A part with its own text: 0,0,0.5,1:a cat; repeatable."),
 ]
-Syntax = Annotated[str, typer.Option(help="plain, or weighted: (red:1.3), [a:b:0.4], AND.")]
+Syntax = Annotated[str, typer.Option(help=r"plain, or weighted: (red:1.3), \[dawn:dusk:0.4], AND.")]
 LongPrompts = Annotated[
     str, typer.Option(help="truncate, chunk or refuse what is beyond the model's limit.")
 ]
@@ -131,6 +131,7 @@ PromptCache = Annotated[
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures of several prompts drawn together.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a picture.")]
+JsonOnce = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the files' names.")]
 
 # the words that a person knows a request's fields by

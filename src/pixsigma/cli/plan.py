@@ -24,7 +24,7 @@ def plan(
     dtype: options.Dtype = "auto",
     text_and_vae: options.TextAndVae = None,
     controlnet: options.ControlNet = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: options.JsonOnce = False,
 ) -> None:
     """Tell where each part would be, peak memory and time, and what would lessen them."""
     from pixsigma.buckets import check_size

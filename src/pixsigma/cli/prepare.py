@@ -113,7 +113,8 @@ def tell(index: dict[str, Any], out: Path, json: bool, quiet: bool) -> None:
         line = str(out)
     else:
         line = (
-            f"{out}  {index['num_rows']:,} pictures in {len(index['buckets'])} buckets, "
+            f"{out}  {index['num_rows']:,} pictures in {len(index['buckets'])} "
+            f"bucket{'s' * (len(index['buckets']) != 1)}, "
             f"{index['num_rejects']:,} not used; see {report}"
         )
     typer.echo(line)

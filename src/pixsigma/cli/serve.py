@@ -57,6 +57,8 @@ def serve(
 
     known = read_keys(keys) if keys else None
     check_host(host, known)
+    check_free(host, port)
+    origins = [checked_origin(each) for each in origin or ()]
     require_extra(studio)
     flags = {"device": device, "dtype": dtype, "text_and_vae": text_and_vae}
     service = make_service(model or ["mini"], data, loras, rules, limit or [], at_once, flags)
@@ -66,12 +68,37 @@ def serve(
     from pixsigma.server.app import LOOPBACK, create_app
 
     hosts = {*LOOPBACK, host} if is_loopback(host) else None
-    app = create_app(
-        service, keys=known, hosts=hosts, origins=origin or (), studio=studio, grace=grace
-    )
+    app = create_app(service, keys=known, hosts=hosts, origins=origins, studio=studio, grace=grace)
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     # streams of events would keep the server from stopping; their readers ask again
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise InputError where the port cannot be listened at."""
+    import socket
+
+    from pixsigma.errors import InputError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"port {port} of {host} cannot be had ({error.strerror}); give another with --port"
+        ) from error
+
+
+def checked_origin(text: str) -> str:
+    """A page's origin as browsers tell it; raises InputError."""
+    from urllib.parse import urlsplit
+
+    from pixsigma.errors import InputError
+
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
+        raise InputError(f"--origin is scheme and host such as https://shop.example, got {text!r}")
+    return text
 
 
 def make_key(keys: Path | None, name: str) -> None:
@@ -119,7 +146,6 @@ def make_service(
 
     numbers, found = parse_limits(limits), find_loras(loras)
     policy = Policy(before=[read_rules(rules)] if rules else [])
-    check_writable(data)
     device = choose_device(flags["device"])
     dtype = choose_dtype(flags["dtype"], device)
     pipes = {}
@@ -128,6 +154,7 @@ def make_service(
             pipes[name] = PixArtSigmaPipeline.from_pretrained(
                 name, torch_dtype=dtype, text_and_vae=flags["text_and_vae"]
             ).to(device)
+    check_writable(data)
     return Service(pipes, data, limits=numbers, policy=policy, loras=found, at_once=at_once)
 
 
@@ -143,9 +170,10 @@ def parse_limits(pairs: Sequence[str]) -> Any:
         return Limits.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError(
-            f"--limit {first['loc'][0]}: {first['msg']}; known: {', '.join(Limits.model_fields)}"
-        ) from error
+        unknown = first["type"] == "extra_forbidden"
+        what = "is no limit" if unknown else first["msg"].replace("Input should", "must")
+        known = ", ".join(Limits.model_fields)
+        raise InputError(f"--limit {first['loc'][0]} {what}; known: {known}") from error
 
 
 def find_loras(folder: Path | None) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import typer
 from pixsigma.buckets import size_for_aspect
 from pixsigma.cli.options import FLAGS
 from pixsigma.errors import InputError
+from pixsigma.guidance_options import GuidanceOptions
 from pixsigma.hints import KIND
 from pixsigma.requests import GenerationRequest, parse_prompt_file, request_from
 
@@ -135,6 +136,9 @@ def parse_guide(pairs: Sequence[str]) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if name in found:
             raise InputError(f"--guide has {name} twice")
+        switch = GuidanceOptions.model_fields.get(name)
+        if not given and switch is not None and switch.annotation is not bool:
+            raise InputError(f"--guide {name} needs a value, such as {name}=1")
         found[name] = parse_value(name, text) if given else True
     return found
 
@@ -243,9 +247,12 @@ def parse_region(text: str) -> dict[str, Any]:
     if not colon or not place.strip():
         raise InputError(f"--region is left,top,right,bottom:text or mask.png:text, got {text!r}")
     try:
-        return {"box": tuple(map(float, place.split(","))), "prompt": prompt.strip()}
+        box = tuple(map(float, place.split(",")))
     except ValueError:
         return {"mask": place, "prompt": prompt.strip()}
+    if len(box) != 4:
+        raise InputError(f"a box of --region is left,top,right,bottom, got {place!r}")
+    return {"box": box, "prompt": prompt.strip()}
 
 
 def parse_pair(text: str, separator: str, flag: str) -> tuple[int, int]:

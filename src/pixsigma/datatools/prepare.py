@@ -154,7 +154,7 @@ def load_encoders(settings: Settings, work: Work) -> tuple[Encoders, int]:
 
 
 def settle_settings(settings: Settings, listing: str, out: Path, work: Work) -> str:
-    """Write the settings into a new folder, or compare with those there; return their hash.
+    """Write the settings into a new folder, or compare with those of its shards; return their hash.
 
     Raises InputError that names what differs, OutputError for a folder that is not ours.
     """
@@ -163,6 +163,11 @@ def settle_settings(settings: Settings, listing: str, out: Path, work: Work) -> 
     if path.is_file():
         there = read_json(path)
         changed = [key for key in values if there.get(key) != values[key]]
+        if changed and not any(out.glob("*.safetensors")):  # nothing was encoded: begin anew
+            for name in (ROWS, REJECTS):
+                (out / name).unlink(missing_ok=True)
+            write_json(path, values)
+            changed = []
         if "listing" in changed:
             raise InputError(
                 f"the pictures or captions of {settings.data} are not those that {out} was begun "

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pixsigma.errors import InputError
 
@@ -135,6 +135,10 @@ def _opened(source: str) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"a picture may have {MOST_PIXELS:,} pixels: {name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} cannot be read as a picture: it is none of {', '.join(FORMATS)}"
+        ) from error
     except (*_DAMAGED, EOFError) as error:
         raise InputError(f"{name} cannot be read as a picture: {error}") from error
     if frames > 1 and image.format != "MPO":  # telephones put previews behind the picture

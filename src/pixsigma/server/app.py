@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, Path, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from pixsigma._version import __version__
 from pixsigma.server.doorway import Doorway, add_refusals, client_of
@@ -19,6 +20,8 @@ from pixsigma.server.service import JobRequest, Service
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names that this machine has for itself; without keys no other is answered to, so that no page
 can pass itself off as this server (DNS rebinding)."""
+
+EVERY_METHOD = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
@@ -145,6 +148,11 @@ def add_operations(app: FastAPI, service: Service, client: Any) -> None:
         alive = service.worker.alive
         response.status_code = 200 if alive else 503
         return {"status": "ok" if alive else "stopped", "models": list(service.pipes)}
+
+    @app.api_route("/v1/{rest:path}", methods=EVERY_METHOD, include_in_schema=False)
+    def nothing(rest: str) -> None:
+        """What no other route takes; the studio's page would answer it in another form."""
+        raise HTTPException(404, f"there is nothing at /v1/{rest[:80]}; /docs has what there is")
 
     @app.get("/metrics", tags=["operations"])
     def metrics(who: Annotated[str, Depends(client)]) -> Response:

@@ -36,6 +36,8 @@ GUARDS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
+NO_JOB = "there is no such job, or it is not yours"
+
 BARE_PATHS = ("/v1/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics")
 
 
@@ -173,7 +175,7 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(KeyError)
     def unknown(request: Request, error: KeyError) -> JSONResponse:
-        return refused(404, "there is no such job, or it is not yours")
+        return refused(404, NO_JOB)
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -181,7 +183,10 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def schema(request: Request, error: RequestValidationError) -> JSONResponse:
-        return refused(422, complaint(error.errors()[0]), "invalid_value")
+        first = error.errors()[0]
+        if first["loc"][0] == "path":  # what no job can be called is no job
+            return refused(404, NO_JOB)
+        return refused(400, complaint(first), "invalid_value")
 
 
 def complaint(first: dict[str, Any]) -> str:
@@ -190,5 +195,14 @@ def complaint(first: dict[str, Any]) -> str:
     if isinstance(ours, InputError):
         return str(ours)
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "request"))
+    match first["type"]:
+        case "extra_forbidden":
+            return f"there is no field {where!r}; /docs has those that there are"
+        case "missing":
+            return f"{where or first['loc'][-1]} is missing"
+        case "model_attributes_type" if not where:
+            return "the body must be a JSON object, sent as application/json"
+        case "json_invalid":
+            return f"the body must be JSON: {first.get('ctx', {}).get('error', first['msg'])}"
     rule = first["msg"].replace("Input should", "must").replace("String should", "must")
     return f"{where or 'the request'}: {rule}"

@@ -53,7 +53,8 @@ class ImagesRequest(BaseModel):
     stream: bool = False
     partial_images: int = Field(default=0, ge=0, le=3)
     background: Literal["auto", "opaque"] = "auto"
-    moderation: Literal["auto"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    """Taken as it is: what is refused is for this server's rules to say."""
     user: str | None = None
     """Taken and not looked at: clients are told apart by their keys."""
 

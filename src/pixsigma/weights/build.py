@@ -74,7 +74,7 @@ class Source:
         if self.rest is None and not self.main.is_dir():
             raise MissingWeightsError(
                 f"{self.main.name} is a transformer alone; say where text encoder and autoencoder "
-                "come from (text_and_vae=), or pass them"
+                "come from (--text-and-vae, text_and_vae=), or pass them"
             )
         return self.rest or self.main
 

@@ -352,8 +352,8 @@ def _part_folder(path: Path, part: str) -> Path:
         raise MissingWeightsError(f"a model's folder must exist, there is none at {path}")
     there = ", ".join(name for name in PARTS if (path / name).is_dir()) or "no part of a model"
     raise MissingWeightsError(
-        f"{path} has no {part}/, it has {there}; say where {part} comes from (text_and_vae=), "
-        "or pass the part itself"
+        f"{path} has no {part}/, it has {there}; say where {part} comes from (--text-and-vae, "
+        "text_and_vae=), or pass the part itself"
     )
 
 
