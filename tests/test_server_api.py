@@ -201,7 +201,7 @@ BAD: list[tuple[Any, str]] = [
     (job(steps=3), "steps"),
     (job(width=33), "multiples"),
     ({"request": {}}, "prompt"),
-    ([], "the request"),
+    ([], "a JSON object"),
 ]
 
 
