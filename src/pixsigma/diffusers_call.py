@@ -79,7 +79,7 @@ def call_as_diffusers(
     SizeError, NotFiniteError or OutOfMemoryError.
     """
     form = checked(dict(locals()))
-    asked = self.default_size[0] if height is None else height, width or self.default_size[1]
+    asked = height or self.default_size[0], width or self.default_size[1]
     size = drawn_at(self, asked, use_resolution_binning)
     prepare = cleaned_twice if clean_caption else lowered
     limit = max_sequence_length or self.max_tokens
