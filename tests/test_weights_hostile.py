@@ -256,14 +256,23 @@ def test_a_config_alone_is_no_part(tmp_path: Path) -> None:
     [
         {"alpha_pattern": ["a"]},
         {"alpha_pattern": {"(": 2}},
-        {"rank_pattern": {"to_q": 0}},
-        {"r": 0},
+        {"rank_pattern": {"to_q": "x"}},
+        {"r": "x"},
         {"init_lora_weights": "lora_ga"},
     ],
 )
 def test_configs_of_adapters_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(MismatchError):
         scaling_of({"r": 4, "lora_alpha": 4, "peft_type": "LORA"} | change, "adapter_config.json")
+
+
+def test_a_scale_needs_a_rank() -> None:
+    """Rotations have none and need none: their config says 0."""
+    told = {"r": 0, "lora_alpha": 4, "rank_pattern": {"to_q": 2}}
+    scaling = scaling_of(told, "adapter_config.json")
+    assert scaling.of("blocks.0.to_q", None) == 2.0
+    with pytest.raises(ValueError, match="its rank is 0"):
+        scaling.of("blocks.0.to_k", None)
 
 
 @pytest.mark.parametrize("told", ["[]", "null", "3"])

@@ -89,9 +89,11 @@ class Scaling:
     """Of OFT's series; None where the config asks for the inverse."""
 
     def of(self, module: str, rank: int | None) -> float:
-        """The scale of one module; `rank` as its tensors tell."""
+        """The scale of one module; `rank` as its tensors tell. Raises ValueError without one."""
         alpha = _by_pattern(self.alphas, module, self.alpha)
         rank = rank or _by_pattern(self.ranks, module, self.rank)
+        if not rank or rank < 1:
+            raise ValueError(f"its rank is {rank}")
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
@@ -266,8 +268,6 @@ def scaling_of(config: Mapping[str, Any], source: str) -> Scaling:
         terms = int(config.get("num_cayley_neumann_terms", 5))
         alphas = _patterns(config.get("alpha_pattern"), float)
         ranks = _patterns(config.get("rank_pattern"), int)
-        if min([rank, *ranks.values()]) < 1:
-            raise ValueError(f"ranks must be 1 or more, got {min([rank, *ranks.values()])}")
         return Scaling(
             alpha=float(config.get("lora_alpha", config.get("alpha", rank))),
             rank=rank,
