@@ -296,7 +296,7 @@ def test_large_drawings_are_planned_without_being_asked() -> None:
 def asked(*requests: dict[str, Any], at_once: int = 1) -> tuple[Wish, ...]:
     """Of a model of 128 pixels; `image` is as large as it says."""
     made = [GenerationRequest.model_validate({"prompt": "x"} | request) for request in requests]
-    native = fitting.native_size(facts_of("mini"))
+    native = facts_of("mini").default_size
     made = [fitting.sized(request, native, None) for request in made]
     return needs_of(made, facts_of("mini"), at_once)
 

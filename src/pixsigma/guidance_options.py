@@ -75,7 +75,7 @@ class GuidanceOptions(BaseModel):
             "apg_momentum": ("apg", self.apg),
             "apg_norm": ("apg", self.apg),
             "seg_blur": ("seg", self.seg > 0),
-            "layers": ("pag or seg", self.pag > 0 or self.seg > 0),
+            "layers": ("pag or seg", self.disturbs),
         }
         for name, (owner, given) in owners.items():
             if not given and getattr(self, name) != type(self).model_fields[name].default:
@@ -93,6 +93,11 @@ class GuidanceOptions(BaseModel):
             "seg": self.seg,
         }
         return [name for name, given in named.items() if given]
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether a row of the network has its self-attention disturbed: PAG or SEG."""
+        return self.pag > 0 or self.seg > 0
 
     @property
     def plain(self) -> bool:

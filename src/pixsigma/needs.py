@@ -34,22 +34,20 @@ def needs_of(
 
 def wish_of(request: "GenerationRequest", facts: Facts, **machine: Any) -> Wish:
     """One request, without what is drawn beside it."""
-    factor = facts.autoencoder.factor
-    native = facts.transformer.sample_size * factor
+    multiple = facts.autoencoder.factor * facts.transformer.patch_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the drawing itself will tell
-        plan = planned(request, (native, native), factor * facts.transformer.patch_size)
+        plan = planned(request, facts.default_size, multiple)
     last = plan.rounds[-1]
     scale = facts.guidance_scale if request.guidance_scale is None else request.guidance_scale
     weighted = request.prompt_syntax == "weighted"
     num_joined = len(parse(request.styled_prompt)) if weighted else 1
-    disturbs = request.guidance.pag > 0 or request.guidance.seg > 0
     return Wish(
         width=last.size[1],
         height=last.size[0],
         steps=request.num_inference_steps,
         guided=leads(request.guidance, scale, composed=num_joined > 1),
-        beside=num_joined - 1 + len(request.regions) + disturbs,
+        beside=num_joined - 1 + len(request.regions) + request.guidance.disturbs,
         pictures=request.num_images,
         window=last.seen if last.window is not None else None,
         begins=plan.canvas is not None or len(plan.rounds) > 1,

@@ -37,13 +37,12 @@ def warn_of_unread(encoder: object, prompt: str) -> None:
 def warn_of_idle(request: "GenerationRequest", scale: float) -> None:
     """Warn of what was asked for and does nothing where no step is guided."""
     options = request.guidance
-    disturbs = options.pag > 0 or options.seg > 0
     idle = {
         "the negative prompt": bool(request.styled_negative),
-        "the interval": (options.start, options.stop) != (0, 1) and not disturbs,
+        "the interval": (options.start, options.stop) != (0, 1) and not options.disturbs,
         "the schedule": options.schedule != "constant",
         "apg": options.apg,
-        "rescale": options.rescale > 0 and not disturbs,
+        "rescale": options.rescale > 0 and not options.disturbs,
     }
     if named := [name for name, given in idle.items() if given]:
         warnings.warn(
@@ -198,7 +197,7 @@ def negatives(
 def disturbed_layers(options: GuidanceOptions, config: TransformerConfig) -> tuple[int, ...]:
     """The blocks for PAG and SEG, the middle one where none is named."""
     layers = options.layers or (config.num_layers // 2,)
-    if not (options.pag or options.seg):
+    if not options.disturbs:
         return ()
     if beyond := [layer for layer in layers if not 0 <= layer < config.num_layers]:
         raise InputError(f"the model has layers 0 to {config.num_layers - 1}, got {beyond[0]}")

@@ -225,7 +225,7 @@ class GenerationRequest(BaseModel):
                 "null_caption='prompt' has the mask of one plain prompt: leave out prompt_syntax, "
                 "long_prompts='chunk' and styles with a negative part"
             )
-        if self.regions and (self.guidance.pag or self.guidance.seg):
+        if self.regions and self.guidance.disturbs:
             raise InputError("PAG and SEG disturb one text: leave them out, or regions")
         if self.prompt_syntax == "plain":
             return
@@ -234,7 +234,7 @@ class GenerationRequest(BaseModel):
         clauses = parse(self.styled_prompt)
         if len(parse(self.styled_negative)) > 1:
             raise InputError("AND is for the prompt; write the negative prompt as one text")
-        if len(clauses) > 1 and (self.guidance.pag or self.guidance.seg):
+        if len(clauses) > 1 and self.guidance.disturbs:
             raise InputError("PAG and SEG disturb one text: leave them out, or AND")
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pixsigma._version import __version__
-from pixsigma.cli.fitting import choose_dtype, fitted, sized
+from pixsigma.cli.fitting import asked_way, choose_dtype, fitted, sized
 from pixsigma.cli.progress import stage, watch_many
 from pixsigma.denoising import Step
 from pixsigma.diffusion.steering import sampler_for
@@ -19,7 +19,6 @@ from pixsigma.editing.opening import fingerprint, shortened
 from pixsigma.errors import InputError
 from pixsigma.images import check_writable, picture_stem, write_picture
 from pixsigma.machine import parse_memory
-from pixsigma.models.decoding import check_way
 from pixsigma.placement import choose_device
 from pixsigma.provenance import COMPOSITE, KINDS, MADE, check_room
 from pixsigma.quantize import check_mode
@@ -111,8 +110,7 @@ def check(job: Job) -> None:
         raise InputError(f"a name in --out has at most {_LONGEST_NAME} bytes, got {job.out.name}")
     if job.memory is not None:
         parse_memory(job.memory)
-    if job.decode != "auto":
-        check_way(job.decode)
+    asked_way(job.decode)
     for request in job.requests:
         sampler_for(request.sampler, request.eta, request.guidance)
         for choice in request.loras:

@@ -1,6 +1,7 @@
 """From flags to a plan, and from a plan to a pipeline that follows it."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import torch
 
 from pixsigma.buckets import size_for_aspect
 from pixsigma.costs import parameters
-from pixsigma.errors import InputError
+from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.machine import parse_memory, this_machine
 from pixsigma.memory import Plan, Wish, make_plan, require
 from pixsigma.models.decoding import check_way
@@ -59,7 +60,7 @@ def plan_for(
     """
     facts = facts_of(model, text_and_vae, controlnets)
     guided = (facts.guidance_scale if guidance is None else guidance) > 1
-    width, height = size or native_size(facts)
+    width, height = size or facts.default_size
     wished = Wish(
         width=width, height=height, dtype=dtype, decode=asked_way(decode), guided=guided, **wish
     )
@@ -90,12 +91,6 @@ def asked_way(decode: str) -> str | None:
         return None
     check_way(decode)
     return decode
-
-
-def native_size(facts: Facts) -> tuple[int, int]:
-    """(width, height) in pixels that a model was trained on."""
-    side = facts.transformer.sample_size * facts.autoencoder.factor
-    return side, side
 
 
 def sized(
@@ -131,10 +126,8 @@ def fitted(
     requests = list(requests)
     named = [control.network for request in requests for control in request.control]
     plan, way = None, asked_way(decode)
-    locate(model, ALL_PARTS, text_and_vae)  # what has to be downloaded is, before it is planned for
-    facts = facts_of(model, text_and_vae, [file for file in named if file is not None])
-    native = native_size(facts)
-    requests = [sized(request, native, aspect) for request in requests]
+    facts = facts_here(model, text_and_vae, [file for file in named if file is not None])
+    requests = [sized(request, facts.default_size, aspect) for request in requests]
     wishes = needs_of(requests, facts, batch, dtype=dtype, decode=way)
     if memory is not None or needs_plan(facts, wishes, dtype):
         plan = require(planned(facts, wishes, device, memory))
@@ -171,6 +164,16 @@ def load(
     else:
         pipe.enable_sequential_cpu_offload(str(device))
     return pipe
+
+
+def facts_here(model: str, text_and_vae: str | None, controlnets: Sequence[str]) -> Facts:
+    """The facts; what is not on this machine is downloaded first. Raises WeightsError."""
+    with suppress(MissingWeightsError):
+        facts = facts_of(model, text_and_vae, controlnets)
+        if facts.here:
+            return facts
+    locate(model, ALL_PARTS, text_and_vae)
+    return facts_of(model, text_and_vae, controlnets)
 
 
 def needs_plan(facts: Facts, wishes: Iterable[Wish], dtype: torch.dtype) -> bool:

@@ -60,7 +60,7 @@ class Steering:
     def perturbation(self, i: int, num_rows: int) -> Perturbation | None:
         """How the last `num_rows` rows of step i are disturbed."""
         options = self.options
-        if not self.inside(i) or not (options.pag or options.seg):
+        if not self.inside(i) or not options.disturbs:
             return None
         return Perturbation(
             kind="identity" if options.pag else "blur",

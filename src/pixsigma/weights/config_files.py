@@ -204,6 +204,11 @@ def whole(key: str, value: Any) -> int:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _made(kind: type[C], **values: Any) -> C:
     """A config of these values, each of the kind that its field is; raises MismatchError."""
     for each in fields(kind):  # type: ignore[arg-type]
@@ -218,8 +223,7 @@ def _made(kind: type[C], **values: Any) -> C:
         elif each.type is bool and not isinstance(value, bool):
             raise MismatchError(f"{each.name} must be true or false, got {value!r}")
         elif each.type is float or (each.type == float | None and value is not None):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value)):
+            if not is_number(value):
                 raise MismatchError(f"{each.name} must be a number, got {value!r}")
             values[each.name] = float(value)
     return kind(**values)

@@ -37,6 +37,12 @@ class Facts:
     controls: tuple[Outline, ...] = ()
     """ControlNets and image prompts beside the transformer."""
 
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the transformer was trained on."""
+        side = self.transformer.sample_size * self.autoencoder.factor
+        return side, side
+
 
 def facts_of(
     name: str | Path,

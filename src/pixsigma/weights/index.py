@@ -6,7 +6,7 @@ from typing import Any
 from pixsigma.errors import MismatchError, UnknownNameError
 from pixsigma.guidance_options import LARGEST_SCALE
 from pixsigma.presets import GUIDANCE_SCALE, Variant
-from pixsigma.weights.config_files import TRANSFORMER_CLASSES
+from pixsigma.weights.config_files import TRANSFORMER_CLASSES, is_number
 from pixsigma.weights.files import read_json
 
 INDEX = "model_index.json"
@@ -46,8 +46,7 @@ def folder_guidance(folder: Path) -> float:
     Raises MismatchError for what is no scale.
     """
     told = (read_index(folder) or {}).get(GUIDANCE_KEY, GUIDANCE_SCALE)
-    is_number = isinstance(told, int | float) and not isinstance(told, bool)
-    if not (is_number and 0 <= told <= LARGEST_SCALE):
+    if not (is_number(told) and 0 <= told <= LARGEST_SCALE):
         raise MismatchError(
             f"{GUIDANCE_KEY} in {folder / INDEX} must be a number from 0 to {LARGEST_SCALE:g}, "
             f"got {told!r}"
