@@ -288,6 +288,8 @@ def test_large_drawings_are_planned_without_being_asked() -> None:
     assert fitting.cache_folder("auto", mini) is None
     assert fitting.cache_folder("auto", XL) is not None
     assert fitting.cache_folder("off", XL) is None
+    nobodys = "~no-such-person/kept"
+    assert fitting.cache_folder(nobodys, XL) == Path(nobodys)
 
 
 # What requests ask for

@@ -16,6 +16,7 @@ from pixsigma.data.features import Batch, FeatureSet
 from pixsigma.data.shards import open_features
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import InputError, MismatchError, MissingWeightsError, NotFiniteError
+from pixsigma.presets import Variant
 from pixsigma.training.checkpoint import latest_checkpoint
 from pixsigma.training.ema import Ema
 from pixsigma.training.optim import Muon, optimizers, orthogonalized, rate_at
@@ -28,7 +29,7 @@ from pixsigma.training.sections import (
     ValidationSection,
 )
 from pixsigma.training.trainer import Stream, Trainer
-from pixsigma.weights.folder import save_folder
+from pixsigma.weights.folder import open_transformer, save_folder
 from small import small_features
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -117,6 +118,21 @@ def test_a_higher_resolution_starts_from_the_weaker_model(features: Path, tmp_pa
             plan.model_copy(update={"model": plan.model.model_copy(update={"num_layers": 3})}),
             tmp_path / "other",
         )
+
+
+@pytest.mark.parametrize("family", ["alpha", "sigma"])
+def test_a_trained_model_is_of_the_family_it_began_with(
+    features: Path, tmp_path: Path, family: Variant
+) -> None:
+    plan = recipe(features, steps=1)
+    begun = tmp_path / "begun"
+    save_folder(begun, transformer=Trainer(plan, tmp_path / "fresh").model, variant=family)
+    told = plan.model_copy(update={"model": ModelSection(init_from=str(begun))})
+    list(Trainer(told, tmp_path / "run").run())
+    trained = tmp_path / "run" / "model" / "transformer"
+    assert open_transformer(trained).detected.variant == family
+    # the weights' file alone tells it too
+    assert open_transformer(trained / WEIGHTS).detected.variant == family
 
 
 def test_what_the_network_predicts_is_the_recipes_choice(features: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Adapters of a pipeline: stacked, weighted, changed without loading, taken off without a trace."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pixsigma.errors import InputError, MissingWeightsError, UnknownNameError
+from pixsigma.given import expanded, is_number
 from pixsigma.models.quantized import ONCE, Int8Linear, Int16Linear, by_others
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.placement import release
@@ -59,7 +59,7 @@ def load_lora(
     pipeline is as before.
     """
     stack = self.loras
-    path = Path(path).expanduser()
+    path = expanded(path)
     name = name or (path.name if path.is_dir() else path.stem)
     if name in stack.loaded:
         raise InputError(f"each adapter has its own name, {name!r} is loaded; pass another name=")
@@ -115,7 +115,7 @@ def read_choices(pipe: "PixArtSigmaPipeline", choices: Iterable["LoraChoice"]) -
 
 
 def _read_once(pipe: "PixArtSigmaPipeline", path: str | Path) -> Adapter:
-    path, network = Path(path).expanduser(), adaptable(pipe)
+    path, network = expanded(path), adaptable(pipe)
     written = path.stat().st_mtime_ns if path.exists() else 0
     key = str(path), written, id(network)
     if (known := pipe.loras.in_use.get(key)) is None:
@@ -262,8 +262,7 @@ def adaptable(pipe: "PixArtSigmaPipeline") -> nn.Module:
 
 def checked(weight: float, name: str) -> float:
     """The weight; raises InputError where it is no finite number."""
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (number and math.isfinite(weight)):
+    if not is_number(weight):
         raise InputError(
             f"the weight of an adapter must be a finite number, got {weight!r} for {name}"
         )

@@ -5,10 +5,8 @@ not the word "none", and negative embeddings may stand beside a default negative
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -22,6 +20,7 @@ from pixsigma.diffusion.samplers import Sampler, with_eta
 from pixsigma.diffusion.schedule import Level
 from pixsigma.editing.plan import as_request
 from pixsigma.errors import InputError
+from pixsigma.given import is_number, is_whole
 from pixsigma.interfaces import TextFeatures
 from pixsigma.models.cleaning import clean_caption as cleaned_once
 from pixsigma.shapes import Images, Latents
@@ -124,13 +123,11 @@ def checked(given: Mapping[str, Any]) -> Form | None:
     """
     for name in WHOLE:
         value = given[name]
-        whole = isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
-        if value is not None and not whole:
+        if value is not None and not is_whole(value):
             raise InputError(f"{name} is a whole number above 0, got {value!r}")
     for name in ("guidance_scale", "eta"):
         value = given[name]
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value)):
+        if value is not None and not is_number(value):
             raise InputError(f"{name} is a finite number, got {value!r}")
     return form_of(given["output_type"])
 

@@ -17,6 +17,7 @@ from pixsigma.denoising import Drawing, Step, denoise
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.errors import InputError
 from pixsigma.gathering import Asking, Call, Question, answered
+from pixsigma.given import is_whole
 from pixsigma.turns import Answer, Ended, Told, Turn
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def stream_many(
     """
     from pixsigma.editing.plan import as_request
 
-    if isinstance(at_once, bool) or not isinstance(at_once, int) or at_once < 1:
+    if not is_whole(at_once):
         raise InputError(f"at_once is how many pictures are in the making, got {at_once!r}")
     if isinstance(requests, str):
         raise InputError("several requests are a list, got one prompt: put it in brackets")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pixsigma._version import __version__
 from pixsigma.errors import InputError, MissingExtraError
+from pixsigma.given import expanded
 from pixsigma.provenance import MADE, SOURCE_TYPES
 
 PASSWORD = "PIXSIGMA_SIGN_PASSWORD"
@@ -141,7 +142,7 @@ def _c2pa() -> Any:
 
 def _read(path: str | Path) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        return expanded(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 

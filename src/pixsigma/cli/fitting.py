@@ -11,6 +11,7 @@ import torch
 from pixsigma.buckets import size_for_aspect
 from pixsigma.costs import parameters
 from pixsigma.errors import InputError, MissingWeightsError
+from pixsigma.given import expanded
 from pixsigma.machine import parse_memory, this_machine
 from pixsigma.memory import Plan, Wish, make_plan, require
 from pixsigma.models.decoding import check_way
@@ -189,6 +190,6 @@ def cache_folder(text: str, facts: Facts) -> Path | None:
     if text == "off":
         return None
     if text != "auto":
-        return Path(text).expanduser()
+        return expanded(text)
     weights = parameters(T5Encoder, facts.text_encoder) * facts.stored["text_encoder"]
     return default_folder() if weights > LARGE else None

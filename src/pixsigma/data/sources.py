@@ -9,6 +9,7 @@ from typing import Any
 from pixsigma.data.manifest import Caption, Row, captions_of, read_lines, remote
 from pixsigma.data.official import feature_files
 from pixsigma.errors import InputError, MissingExtraError
+from pixsigma.given import expanded
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 """Endings that are taken for pictures, in small letters."""
@@ -27,7 +28,7 @@ def read_rows(data: str, *, resolution: int = 0, square: bool = False) -> Iterat
     `*`). With `resolution` the authors' features of that size stand for their pictures. Raises
     InputError or MissingExtraError.
     """
-    path = Path(data).expanduser()
+    path = expanded(data)
     if (path / AUTHORS_LIST).is_file():
         return official_rows(path, resolution, square)
     if resolution:

@@ -22,6 +22,7 @@ from pixsigma.datatools.report import write_report
 from pixsigma.datatools.scan import Limits, Reject, scan, settle_buckets
 from pixsigma.datatools.workers import Workers
 from pixsigma.errors import InputError, OutputError
+from pixsigma.given import expanded
 from pixsigma.hints import KIND
 from pixsigma.weights.build import load_components, resolve
 from pixsigma.weights.files import atomic_write, read_json, save_tensors, write_json
@@ -95,7 +96,7 @@ def prepare(settings: Settings, out: Path, work: Work) -> Iterator[Progress]:
     nothing can be used or `out` holds other settings, WeightsError, OutputError, NotFiniteError.
     """
     if "://" not in settings.data:
-        settings = replace(settings, data=str(Path(settings.data).expanduser().absolute()))
+        settings = replace(settings, data=str(expanded(settings.data).absolute()))
     yield Progress(f"loading {settings.model}")
     encoders, resolution = load_encoders(settings, work)
     settings = replace(settings, resolution=resolution, max_tokens=encoders.max_tokens)

@@ -229,7 +229,8 @@ class Worker:
                 return
             if ended:
                 self._waits_no_more(id, "failed")
-            self.deadlines.pop(id, None)
+            else:  # drawn, stopped or forgotten meanwhile
+                self.deadlines.pop(id, None)
 
     def _waits_no_more(self, id: str, state: str) -> None:
         self.metrics.over.labels(state).inc()

@@ -12,11 +12,12 @@ from pixsigma.config import TransformerConfig
 from pixsigma.data.features import Features
 from pixsigma.errors import MismatchError
 from pixsigma.models.transformer import PixArtTransformer
+from pixsigma.presets import Variant
 from pixsigma.training.adapter import sharing
 from pixsigma.training.control import refuse_hints
 from pixsigma.training.recipe import Recipe
 from pixsigma.weights.build import Part, resolve
-from pixsigma.weights.folder import read_sampler, read_transformer
+from pixsigma.weights.folder import open_transformer, read_sampler, read_transformer
 
 TRANSFORMER: tuple[Part, ...] = ("transformer",)
 
@@ -31,6 +32,12 @@ def build_model(recipe: Recipe) -> PixArtTransformer:
     model = PixArtTransformer(TransformerConfig(**section.told))
     model.init_weights()
     return model
+
+
+def family_of(recipe: Recipe) -> Variant | None:
+    """The family of the model that a run begins with, which its result is of too."""
+    name = recipe.model.init_from
+    return None if name is None else open_transformer(resolve(name, TRANSFORMER)).detected.variant
 
 
 def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:

@@ -23,7 +23,7 @@ from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pages import keep_pages
 from pixsigma.training.adapter import put_on, save_adapter, sharing
-from pixsigma.training.beginning import build_model, refuse_misfit, refuse_unmasked, teacher_of
+from pixsigma.training.beginning import build_model, family_of, refuse_misfit, refuse_unmasked, teacher_of
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
@@ -110,6 +110,7 @@ class Trainer:
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
         self.model: Any = build_model(recipe).to(self.accelerator.device)
+        self.family = family_of(recipe)
         self.check(self.data, recipe.features)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
@@ -299,7 +300,8 @@ class Trainer:
             save_copy(weights, self.model, self.out / "control", control, base)
             return
         if adapter is None:
-            save_transformer(self.with_weights(weights), self.out / "model" / "transformer")
+            folder = self.out / "model" / "transformer"
+            save_transformer(self.with_weights(weights), folder, self.family)
             return
         save_adapter(self.model, self.adapted, weights, adapter, self.out / "adapter", base)
 

@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from pixsigma.errors import MismatchError, MissingWeightsError
+from pixsigma.given import expanded
 from pixsigma.models.lora import OFT, Factors, Full, LoHa, LoKr, LoRA, Update, product_shape
 from pixsigma.weights.adapter_names import TEXT_ENCODER, Names, NameTable, Place, Target
-from pixsigma.weights.files import Tensors, expanded, open_tensors, parsed_json, read_json
+from pixsigma.weights.files import Tensors, open_tensors, parsed_json, read_json
 from pixsigma.weights.load import MAX_LISTED
 
 N = TypeVar("N", int, float)

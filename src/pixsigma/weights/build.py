@@ -12,13 +12,13 @@ import torch
 from pixsigma.diffusion.samplers.base import Sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
 from pixsigma.errors import InputError, MissingWeightsError
+from pixsigma.given import expanded
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.text import T5TextEncoder
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.presets import GUIDANCE_SCALE, MAX_TOKENS, PRESETS, TEXT_AND_VAE, Variant
 from pixsigma.weights import folder as folders
 from pixsigma.weights import hub, index
-from pixsigma.weights.files import expanded
 from pixsigma.weights.locate import FileChoice
 
 Part: TypeAlias = Literal["transformer", "text_encoder", "autoencoder"]

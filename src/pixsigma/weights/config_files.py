@@ -3,7 +3,6 @@
 What a file leaves out has the default of the library that wrote it, which is not always ours.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from pixsigma.config import AutoencoderConfig, KVCompression, T5Config, TransformerConfig
 from pixsigma.errors import CorruptWeightsError, InputError, MismatchError
+from pixsigma.given import is_number, is_whole
 from pixsigma.weights.files import atomic_write, read_json
 
 C = TypeVar("C")
@@ -199,14 +199,9 @@ def t5_json(config: T5Config) -> dict[str, Any]:
 
 def whole(key: str, value: Any) -> int:
     """A whole number above 0; raises MismatchError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value):
         raise MismatchError(f"{key} must be a whole number above 0, got {value!r}")
-    return value
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return int(value)
 
 
 def _made(kind: type[C], **values: Any) -> C:

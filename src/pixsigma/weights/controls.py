@@ -19,6 +19,7 @@ from torch import Tensor
 from pixsigma._version import __version__
 from pixsigma.config import TransformerConfig
 from pixsigma.errors import MismatchError, MissingWeightsError
+from pixsigma.given import expanded
 from pixsigma.hints import PICTURE
 from pixsigma.models.controlled import Network
 from pixsigma.models.controlnet import ControlNet
@@ -26,7 +27,7 @@ from pixsigma.models.image_prompt import ImagePrompt
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.presets import Variant
 from pixsigma.weights.detect import variant_of
-from pixsigma.weights.files import Spec, Tensors, expanded, open_tensors, parsed_json, save_tensors
+from pixsigma.weights.files import Spec, Tensors, open_tensors, parsed_json, save_tensors
 from pixsigma.weights.load import load_into
 from pixsigma.weights.renaming import KeyMap
 

@@ -109,11 +109,6 @@ class Tensors(Mapping[str, Tensor]):
         return sum(spec.num_bytes for spec in self.specs.values())
 
 
-def expanded(path: Path | str) -> Path:
-    """A path with `~` told; one of an unknown person stays as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises
-
-
 def open_tensors(path: Path | str, *, ema: bool = False) -> Tensors:
     """Open `.safetensors`, a sharded `.index.json`, or a pickle of `torch.save`, memory-mapped.
 

@@ -18,6 +18,7 @@ from pixsigma.errors import (
     MismatchError,
     MissingWeightsError,
 )
+from pixsigma.given import expanded
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.models.pieces import JsonPieces, SentencePieces
 from pixsigma.models.quantized import by_others, fine_layers, has_int8, quantized_layers
@@ -31,7 +32,6 @@ from pixsigma.weights.files import (
     Spec,
     Tensors,
     atomic_write,
-    expanded,
     open_tensors,
     read_json,
     save_tensors,

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pixsigma.errors import MismatchError, UnknownNameError
+from pixsigma.given import is_number
 from pixsigma.guidance_options import LARGEST_SCALE
 from pixsigma.presets import GUIDANCE_SCALE, Variant
-from pixsigma.weights.config_files import TRANSFORMER_CLASSES, is_number
+from pixsigma.weights.config_files import TRANSFORMER_CLASSES
 from pixsigma.weights.files import read_json
 
 INDEX = "model_index.json"

@@ -19,6 +19,7 @@ from pixsigma.diffusion.samplers.sa_solver import SASolver
 from pixsigma.diffusion.samplers.unipc import UniPC
 from pixsigma.diffusion.schedule import BETA_SCHEDULES, NoiseSchedule
 from pixsigma.errors import InputError, UnknownNameError
+from pixsigma.given import is_number
 
 _FLAGS = {
     "use_karras_sigmas": "karras",
@@ -236,7 +237,7 @@ def _schedule_of(form: _Format, config: Mapping[str, Any]) -> ScheduleConfig:
     numbers = {"num_train_timesteps": 1000, "beta_start": start, "beta_end": end}
     told = {key: config.get(key, usual) for key, usual in numbers.items()}
     for key, value in told.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not is_number(value) or value <= 0:
             raise InputError(f"{key} must be a number above 0, got {value!r}")
     return ScheduleConfig(
         num_train_timesteps=int(told["num_train_timesteps"]),
