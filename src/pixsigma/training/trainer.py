@@ -23,7 +23,13 @@ from pixsigma.models.blocks import SelfAttention
 from pixsigma.models.transformer import PixArtTransformer
 from pixsigma.pages import keep_pages
 from pixsigma.training.adapter import put_on, save_adapter, sharing
-from pixsigma.training.beginning import build_model, family_of, refuse_misfit, refuse_unmasked, teacher_of
+from pixsigma.training.beginning import (
+    build_model,
+    family_of,
+    refuse_misfit,
+    refuse_unmasked,
+    teacher_of,
+)
 from pixsigma.training.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
