@@ -18,7 +18,7 @@ from pixsigma.cli import app
 from pixsigma.config import ScheduleConfig
 from pixsigma.diffusion.samplers import get_sampler
 from pixsigma.diffusion.schedule import NoiseSchedule
-from pixsigma.errors import InputError, MissingExtraError
+from pixsigma.errors import InputError, MissingExtraError, OutputError
 from pixsigma.evaluation import compositions, features, questions, run
 from pixsigma.evaluation.compositions import Checker, Composition, Wanted, reference_features
 from pixsigma.evaluation.distance import kernel_distance, share_of_copies, thumbnails
@@ -208,7 +208,7 @@ def test_a_thing_is_as_near_as_its_nearest_picture() -> None:
     assert ranks.tolist() == [0, 1, 2]
     assert shares(ranks) == {"top1": pytest.approx(1 / 3), "top5": 1.0}
     assert rank(query[:1], ["a"], references.of_styles(["x"])).tolist() == [2]
-    with pytest.raises(InputError, match="'d'"):
+    with pytest.raises(InputError, match="show no d"):
         rank(query[:1], ["d"], references)
 
 
@@ -255,11 +255,24 @@ def test_features_are_kept_until_a_picture_changes(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), "white").save(paths[0])
     assert features.kept(paths, measure, store)[0].tolist() == [255, 255, 255]
     assert seen == [len(paths), 1]
-    store.write_bytes(b"damaged")
-    with pytest.raises(InputError, match="delete it"):
-        features.kept(paths, measure, store)
+    whole = store.read_bytes()
+    for damaged in (b"damaged", b"", whole[: len(whole) // 2]):
+        store.write_bytes(damaged)
+        with pytest.raises(InputError, match="delete it"):
+            features.kept(paths, measure, store)
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:-30])
+    for name in ("none.png", "cut.png"):
+        with pytest.raises(InputError, match="cannot be read"):
+            features.kept([tmp_path / name], measure, tmp_path / "other.npz")
+
+
+def test_a_picture_of_too_many_pixels_is_no_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="cannot be read"):
-        features.kept([tmp_path / "none.png"], measure, tmp_path / "other.npz")
+        features.read_picture(tmp_path / "large.png")
 
 
 def test_the_network_sees_the_same_thing_in_two_sizes() -> None:
@@ -338,7 +351,7 @@ def test_an_evaluation_scores_a_good_artist(
         "median_correlation": pytest.approx(1, abs=1e-3),
         "num": 2,
     }
-    assert {p.name for p in out.iterdir()} >= {f"{name}.png" for name in run.MEASURES}
+    assert {p.name for p in out.iterdir()} >= {f"{name}.png" for name in questions.MEASURES}
     outcomes = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
     assert len(outcomes) == 3 * 3 + 2 * 2
     assert [row["right"] for row in outcomes if row.get("task") == "counting"] == [False] * 2
@@ -357,11 +370,95 @@ def test_a_limit_and_measures_choose(
             run.Job(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("line", ['{"measure": "things"}', "no json", "[1]"])
-def test_questions_that_are_none_are_refused(data: Path, line: str) -> None:
+COMPOSED = '{"measure": "compositions", "task": "single", "prompt": "a disc", "things": [%s]}'
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"measure": "things"}', "'prompt'"),
+        ('{"measure": "things", "prompt": 3, "thing": "disc"}', "prompt must be a text"),
+        ('{"measure": "thngs", "prompt": "disc", "thing": "disc"}', "thngs"),
+        ("no json", "line 1"),
+        ("[1]", "line 1"),
+        ("[]", "line 1"),
+        ("", "is empty"),
+        (COMPOSED % '{"colour": "red"}', "'name'"),
+        (COMPOSED % '{"name": "disc", "colour": "brown"}', "'brown'"),
+        (COMPOSED % '{"name": "disc", "count": "2"}', "'2'"),
+        (COMPOSED % '{"name": "disc", "count": 0}', "above 0"),
+        (COMPOSED % '"disc"', "is none"),
+    ],
+)
+def test_questions_that_are_none_are_refused(data: Path, line: str, told: str) -> None:
     (data / "eval" / "prompts.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=told):
         Questions(data)
+
+
+def test_a_line_break_of_unicode_ends_no_row(data: Path) -> None:
+    row = {"measure": "things", "prompt": "one\u2028two", "thing": "disc"}
+    (data / "eval" / "prompts.jsonl").write_text(json.dumps(row, ensure_ascii=False), "utf-8")
+    assert [each.prompt for each in Questions(data).retrieved["things"]] == ["one\u2028two"]
+
+
+def test_what_data_does_not_ask_is_told_and_no_old_figures(data: Path, tmp_path: Path) -> None:
+    prompts = data / "eval" / "prompts.jsonl"
+    rows = prompts.read_text().splitlines()
+    prompts.write_text("".join(f"{row}\n" for row in rows if "synonyms" not in row))
+    out, pipe = tmp_path / "out", Named()
+    out.mkdir()
+    (out / "scores.json").write_text("{}")
+    job = run.Job(measures=("synonyms",))
+    with pytest.raises(InputError, match="asks nothing of synonyms"):
+        next(run.evaluate(pipe, Questions(data), out, job))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "told"),
+    [
+        ("eval/index", {"path": "disc.png", "thing": "disc", "style": "plain"}, "square"),
+        ("eval/index", {"path": "none.png", "thing": "disc", "style": "plain"}, "none.png"),
+        ("eval/vocabulary", {"path": "square.png", "thing": "square", "style": "plain"}, "disc"),
+        ("captions", {"file": "disc.png"}, "'path'"),
+        ("held_out", {"path": "disc.png"}, "'style'"),
+        ("held_out", {"path": "disc.png", "style": "plain"}, "two pictures"),
+    ],
+)
+def test_what_cannot_be_scored_is_told_before_it_is_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: Any, told: str
+) -> None:
+    def never(*_: Any) -> Iterator[Image.Image]:
+        raise AssertionError("a picture was drawn")
+
+    monkeypatch.setattr(run, "draw", never)
+    (data / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    pipe: Any = Named()
+    with pytest.raises(InputError, match=told):
+        next(run.evaluate(pipe, Questions(data), tmp_path / "out", run.Job()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"size": 0},
+        {"size": 100},
+        {"seed": -1},
+        {"seed": 2**70},
+        {"guidance": float("nan")},
+    ],
+)
+def test_settings_that_no_request_may_have_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Settings(**wrong)
+
+
+def test_a_folder_that_is_a_file_is_told(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    pipe: Any = Named()
+    with pytest.raises(OutputError):
+        next(run.evaluate(pipe, Questions(data), tmp_path / "out", run.Job()))
 
 
 def test_a_drawing_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,5 +506,6 @@ def test_sheets_hold_every_picture_and_its_prompt() -> None:
     )
     assert page.size == (3 * 68, 2 * (64 + 30))
     assert lines("one two three four five", 10) == ["one two", "three fou…"]
+    assert lines("a very-long-word-indeed", 10) == ["a", "very-long…"]
     with pytest.raises(InputError):
         contact_sheet([], [], [])

@@ -18,7 +18,9 @@ def evaluate(
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(help="things, held_out, synonyms or compositions; repeatable; default all."),
+        typer.Option(
+            help="things, held_out, synonyms or compositions; repeatable; default: all asked."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(help="Pictures of each composition.")] = 4,
     size: Annotated[int | None, typer.Option(help="Side in pixels; default: the model's.")] = None,
@@ -36,13 +38,13 @@ def evaluate(
     from pixsigma.evaluation.drawing import Settings
     from pixsigma.evaluation.features import network
     from pixsigma.evaluation.questions import Questions
-    from pixsigma.evaluation.run import MEASURES, Job
+    from pixsigma.evaluation.run import Job
     from pixsigma.images import check_writable
     from pixsigma.pipeline import PixArtSigmaPipeline
     from pixsigma.placement import choose_device
 
     settings = Settings(steps=steps, guidance=guidance, size=size, seed=seed)
-    wanted = tuple(dict.fromkeys(measure or MEASURES))
+    wanted = tuple(dict.fromkeys(measure or ()))
     job = Job(measures=wanted, limit=limit, images=images, settings=settings)
     questions = Questions(data)
     network()  # what scores the drawings must be there before anything is drawn
@@ -62,7 +64,7 @@ def run(pipe: Any, questions: Any, out: Path, job: Any, quiet: bool) -> dict[str
     from pixsigma.weights.files import read_json
 
     with progress_bar(quiet) as bar:
-        task = bar.add_task("", total=None, count="")
+        task = bar.add_task("reading what drawings are compared with", total=None, count="")
         for progress in stages(pipe, questions, out, job):
             bar.update(
                 task,

@@ -14,7 +14,7 @@ from PIL import Image
 from pixsigma.errors import InputError
 from pixsigma.evaluation.features import Array, extract
 from pixsigma.evaluation.retrieval import References, likeness
-from pixsigma.evaluation.segments import SIDE, Segment, has_colour, segments
+from pixsigma.evaluation.segments import COLOURS, SIDE, Segment, has_colour, segments
 
 TASKS = ("single", "two", "counting", "colours", "position", "binding")
 """One thing; two; so many; one of a colour; two beside each other; two of a colour each."""
@@ -31,13 +31,19 @@ MOST = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A thing that a prompt asks for."""
+    """A thing that a prompt asks for; raises InputError for what no drawing could be."""
 
     name: str
     """Of the vocabulary."""
     colour: str | None = None
     """None where the prompt names none."""
     count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.colour is not None and self.colour not in COLOURS:
+            raise InputError(f"a colour is one of {', '.join(COLOURS)}, got {self.colour!r}")
+        if not isinstance(self.count, int) or self.count < 1:
+            raise InputError(f"a count is a whole number above 0, got {self.count!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +90,7 @@ class Checker:
         As in GenEval, things beside those asked for are no fault, but a count is exact. Raises
         InputError for a name outside the vocabulary.
         """
-        if strange := {thing.name for thing in asked.things} - set(self.names):
-            raise InputError(f"the vocabulary has no {', '.join(sorted(strange))}")
+        self.vocabulary.must_show(thing.name for thing in asked.things)
         parts = segments(drawing)
         if not parts or len(parts) > MOST:
             return False

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pixsigma.diffusers_call import PipelineOutput
-from pixsigma.errors import InputError
+from pixsigma.requests import request_from
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
@@ -19,7 +19,10 @@ LARGEST_BATCH = 16 * 128 * 128
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How every picture of an evaluation is drawn, with the sampler that the model names."""
+    """How every picture of an evaluation is drawn, with the sampler that the model names.
+
+    Raises InputError for what no request may have.
+    """
 
     steps: int = 20
     guidance: float | None = None
@@ -30,8 +33,14 @@ class Settings:
     """Of the first picture of a measure; each has the next."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"a drawing takes at least 1 step, got {self.steps}")
+        request_from(
+            prompt="",
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            width=self.size,
+            height=self.size,
+            seed=self.seed,
+        )
 
 
 def draw(

@@ -1,6 +1,8 @@
 """What a classifier of photographs sees in a picture: pooled features of EfficientNet-Lite0."""
 
 import hashlib
+import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -66,13 +68,17 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1)
 
 
+_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+"""What PIL raises for files that are no pictures."""
+
+
 def read_picture(path: Path) -> Image.Image:
     """The picture of a file; raises InputError."""
     try:
         with Image.open(path) as picture:
             picture.load()
             return picture.copy()
-    except OSError as error:
+    except _DAMAGED as error:
         raise InputError(f"a picture to compare with cannot be read: {path} ({error})") from error
 
 
@@ -110,9 +116,9 @@ def _stored(store: Path) -> dict[str, Array]:
     if not store.exists():
         return {}
     try:
-        with np.load(store) as file:
+        with store.open("rb") as opened, np.load(opened) as file:
             return dict(zip(file["keys"].tolist(), file["rows"], strict=True))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{store} is damaged; delete it, it is made anew") from error
 
 

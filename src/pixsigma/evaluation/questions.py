@@ -10,12 +10,12 @@
 Paths are told from the folder.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pixsigma.data.manifest import read_lines
 from pixsigma.errors import InputError
 from pixsigma.evaluation.compositions import Composition, Wanted, reference_features
 from pixsigma.evaluation.distance import thumbnails
@@ -24,6 +24,7 @@ from pixsigma.evaluation.retrieval import References
 
 RETRIEVED = ("things", "held_out", "synonyms")
 """Measures that ask for one thing a prompt."""
+MEASURES = (*RETRIEVED, "compositions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class Questions:
         """Raises InputError where the folder lacks the lists or a line is no question."""
         self.folder = folder
         rows = self.rows("eval/prompts.jsonl")
+        if strange := {str(row.get("measure")) for row in rows} - set(MEASURES):
+            raise InputError(
+                f"a measure is one of {', '.join(MEASURES)}; eval/prompts.jsonl of {folder} has "
+                f"{', '.join(sorted(strange))}"
+            )
         self.retrieved = {
             measure: [_parsed(_question, row) for row in rows if row.get("measure") == measure]
             for measure in RETRIEVED
@@ -49,17 +55,22 @@ class Questions:
         self.compositions = [_parsed(_composition, row) for row in asked]
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a list; raises InputError."""
+        """The rows of a list, one or more; raises InputError."""
         path = self.folder / name
-        try:
-            lines = path.read_text("utf-8").splitlines()
-            return [dict(json.loads(line)) for line in lines]
-        except OSError as error:
-            raise InputError(
-                f"a folder to evaluate with holds {name}, {self.folder} does not ({error.strerror})"
-            ) from error
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} must hold a JSON object a line: {error}") from error
+        if not path.is_file():
+            raise InputError(f"a folder to evaluate with holds {name}, {self.folder} does not")
+        rows = []
+        for number, row in read_lines(path):
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: a row is a JSON object, got {row!r}")
+            rows.append(row)
+        if not rows:
+            raise InputError(f"{path} is empty")
+        return rows
+
+    def asks(self, measure: str) -> bool:
+        """Whether there is a question of a measure."""
+        return bool(self.retrieved.get(measure, self.compositions))
 
     def store(self, name: str) -> Path:
         """The file beside the folder that keeps features of this kind."""
@@ -80,21 +91,24 @@ class Questions:
 
     def held_out_styles(self) -> list[str]:
         """Styles of the pictures kept from training."""
-        return sorted({_parsed(lambda row: row["style"], r) for r in self.rows("held_out.jsonl")})
+        return sorted(set(self._texts("style", self.rows("held_out.jsonl"))))
 
     def training_thumbnails(self) -> Array:
         """Thumbnails of every training picture."""
         return kept(self._paths(self.rows("captions.jsonl")), thumbnails, self.store("thumbnails"))
 
     def _paths(self, rows: Sequence[dict[str, Any]]) -> list[Path]:
-        return [self.folder / _parsed(lambda row: row["path"], row) for row in rows]
+        return [self.folder / path for path in self._texts("path", rows)]
+
+    def _texts(self, key: str, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+        return tuple(_parsed(lambda row: _text(row, key), row) for row in rows)
 
     def _references(self, name: str, measure: Measure, store: str) -> References:
         rows = self.rows(name)
         return References(
             features=kept(self._paths(rows), measure, self.store(store)),
-            things=tuple(_parsed(lambda row: row["thing"], row) for row in rows),
-            styles=tuple(_parsed(lambda row: row["style"], row) for row in rows),
+            things=self._texts("thing", rows),
+            styles=self._texts("style", rows),
         )
 
 
@@ -104,19 +118,28 @@ T = TypeVar("T")
 def _parsed(parse: Callable[[dict[str, Any]], T], row: dict[str, Any]) -> T:
     try:
         return parse(row)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"a row of the data lacks something ({error}): {row}") from error
+    except KeyError as error:
+        raise InputError(f"a row of the data has no {error}: {row}") from error
+    except TypeError as error:
+        raise InputError(f"a row of the data is none ({error}): {row}") from error
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be a text")
+    return value
 
 
 def _question(row: dict[str, Any]) -> Question:
-    return Question(prompt=row["prompt"], thing=row["thing"])
+    return Question(prompt=_text(row, "prompt"), thing=_text(row, "thing"))
 
 
 def _composition(row: dict[str, Any]) -> Composition:
     return Composition(
-        task=row["task"],
-        prompt=row["prompt"],
-        things=tuple(Wanted(**thing) for thing in row["things"]),
+        task=_text(row, "task"),
+        prompt=_text(row, "prompt"),
+        things=tuple(Wanted(**{**thing, "name": _text(thing, "name")}) for thing in row["things"]),
         relation=row.get("relation"),
     )
 

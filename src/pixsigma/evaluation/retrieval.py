@@ -3,7 +3,7 @@
 A thing's likeness is that of its nearest real picture, over all styles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,11 @@ class References:
         """Every thing once, sorted."""
         return sorted(set(self.things))
 
+    def must_show(self, things: Iterable[str]) -> None:
+        """Raise InputError for a thing that no picture shows."""
+        if strange := sorted(set(things) - set(self.things)):
+            raise InputError(f"the pictures to compare with show no {', '.join(strange)}")
+
     def where(self, kept: Sequence[bool]) -> "References":
         """The references that are kept."""
         rows = [i for i, keep in enumerate(kept) if keep]
@@ -42,8 +47,8 @@ class References:
 def likeness(queries: Array, references: References) -> Array:
     """Cosine of each query (n, D) and the nearest picture of each thing, (n, things)."""
     cosines = queries @ references.features.T
-    owner = np.array([references.names.index(thing) for thing in references.things])
-    columns = [cosines[:, owner == i].max(axis=1) for i in range(len(references.names))]
+    things = np.array(references.things)
+    columns = [cosines[:, things == name].max(axis=1) for name in references.names]
     return np.stack(columns, axis=1)
 
 
@@ -52,9 +57,8 @@ def rank(queries: Array, asked: Sequence[str], references: References) -> Array:
 
     Raises InputError for a thing that has no reference.
     """
+    references.must_show(asked)
     names = references.names
-    if strange := sorted(set(asked) - set(names)):
-        raise InputError(f"every asked thing must be among the references; {strange} are not")
     nearest = likeness(queries, references)
     own = nearest[np.arange(len(asked)), [names.index(thing) for thing in asked]]
     better: Array = (nearest > own[:, None]).sum(axis=1)

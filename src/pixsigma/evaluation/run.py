@@ -14,14 +14,15 @@ from pixsigma.evaluation.compositions import RELATIONS, TASKS, Checker, Composit
 from pixsigma.evaluation.distance import kernel_distance, nearest, share_of_copies, thumbnails
 from pixsigma.evaluation.drawing import Settings, draw
 from pixsigma.evaluation.features import Array, extract, read_picture
-from pixsigma.evaluation.questions import RETRIEVED, Question, Questions, spread
+from pixsigma.evaluation.questions import MEASURES, Question, Questions, spread
 from pixsigma.evaluation.retrieval import rank, shares
+from pixsigma.images import check_writable
 from pixsigma.weights.files import write_json, write_lines
 
 if TYPE_CHECKING:
     from pixsigma.pipeline import PixArtSigmaPipeline
 
-MEASURES = (*RETRIEVED, "compositions")
+HELD_OUT, COMPOSED = "held_out", "compositions"
 
 SCORES, OUTCOMES = "scores.json", "outcomes.jsonl"
 
@@ -32,7 +33,8 @@ ON_A_SHEET = 64
 class Job:
     """What to measure, and how."""
 
-    measures: tuple[str, ...] = MEASURES
+    measures: tuple[str, ...] = ()
+    """None named is all that the data asks."""
     limit: int | None = None
     """Prompts a measure, or a task of compositions, at most; None is all of them."""
     images: int = 4
@@ -67,9 +69,9 @@ def evaluate(
     The figures are written after each measure, so that a stopped run leaves what it has measured.
     Raises InputError, OutputError, MissingExtraError and what drawing raises.
     """
-    if "held_out" in job.measures:
-        questions.held_out_styles()  # a list that lacks them is told before anything is drawn
-    out.mkdir(parents=True, exist_ok=True)
+    plan = _plan(questions, job)
+    check_writable(out)
+    _look_ahead(questions, plan)
     if job.settings.guidance is None:  # told as a number beside the scores
         job = replace(job, settings=replace(job.settings, guidance=pipe.default_guidance))
     scores: dict[str, Any] = {
@@ -77,16 +79,12 @@ def evaluate(
         "settings": asdict(job.settings) | {"limit": job.limit, "images": job.images},
     }
     outcomes: list[Outcome] = []
-    for measure in job.measures:
-        compose = measure == "compositions"
-        asked: list[Any] = _composed(questions, job) if compose else _asked(questions, measure, job)
-        if not asked:
-            continue
+    for measure, asked in plan.items():
         pictures: list[Image.Image] = []
         for picture in draw(pipe, [each.prompt for each in asked], job.settings):
             pictures.append(picture)
             yield Progress(measure=measure, done=len(pictures), total=len(asked))
-        score = _score_compositions if compose else _score_retrieval
+        score = _score_compositions if measure == COMPOSED else _score_retrieval
         found, rows = score(questions, measure, pictures, asked)
         scores |= found
         outcomes += [{"measure": measure, **row} for row in rows]
@@ -95,8 +93,31 @@ def evaluate(
         write_lines(out / OUTCOMES, outcomes)
 
 
-def _asked(questions: Questions, measure: str, job: Job) -> list[Question]:
-    return spread(questions.retrieved[measure], job.limit)
+def _plan(questions: Questions, job: Job) -> dict[str, list[Any]]:
+    """What is asked, by measure; raises InputError where that is nothing."""
+    named = job.measures or tuple(each for each in MEASURES if questions.asks(each))
+    if lacking := [measure for measure in named if not questions.asks(measure)]:
+        raise InputError(f"{questions.folder} asks nothing of {', '.join(lacking)}")
+    return {
+        measure: _composed(questions, job)
+        if measure == COMPOSED
+        else spread(questions.retrieved[measure], job.limit)
+        for measure in named
+    }
+
+
+def _look_ahead(questions: Questions, plan: dict[str, list[Any]]) -> None:
+    """Read what drawings are scored by, so that what is wrong with it costs no drawing."""
+    for measure, asked in plan.items():
+        if measure == COMPOSED:
+            names = [thing.name for each in asked for thing in each.things]
+            questions.vocabulary().must_show(names)
+            if any(each.task != "single" for each in asked):
+                questions.training_thumbnails()
+        else:
+            questions.references().must_show(each.thing for each in asked)
+        if measure == HELD_OUT and len(asked) > 1:
+            kernel_figures(questions, questions.held_out())
 
 
 def _composed(questions: Questions, job: Job) -> list[Composition]:
@@ -112,7 +133,7 @@ def _score_retrieval(
     features = extract(pictures)
     ranks = rank(features, [each.thing for each in asked], questions.references())
     found: dict[str, Any] = {measure: {**shares(ranks), "num": len(asked)}}
-    if measure == "held_out" and len(asked) > 1:
+    if measure == HELD_OUT and len(asked) > 1:
         found["kernel_distance"] = kernel_figures(questions, features)
     rows = [
         {"prompt": each.prompt, "thing": each.thing, "rank": int(r), "right": bool(r < 1)}

@@ -139,6 +139,9 @@ HUES = (
 )
 """Upper ends of the hues (of 1) that have a name."""
 
+COLOURS = (*GREYS, *dict.fromkeys(name for _, name in HUES))
+"""Every name that a colour can have."""
+
 
 def named_colours(pixels: Array) -> Array:
     """The name of each colour (n, 3) in [0, 255]: GREYS by lightness, the others by hue."""

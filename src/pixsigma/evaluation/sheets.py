@@ -43,8 +43,8 @@ def contact_sheet(
 
 def lines(text: str, width: int) -> list[str]:
     """The text in at most two lines of `width` letters, with an ellipsis where it goes on."""
-    found = [""]
-    for word in text.split():
+    found = [""]  # a word that is longer than a line would reach into the next picture's text
+    for word in (w if len(w) <= width else f"{w[: width - 1]}…" for w in text.split()):
         longer = f"{found[-1]} {word}".strip()
         if len(longer) <= width or not found[-1]:
             found[-1] = longer
