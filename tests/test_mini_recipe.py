@@ -1,5 +1,7 @@
 """mini's composed training data: what captions say is what pictures show."""
 
+import json
+import pickle
 import random
 import sys
 from itertools import islice
@@ -8,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from pixsigma.evaluation.compositions import RELATIONS, TASKS, Composition, Wanted
 from pixsigma.evaluation.segments import has_colour, segments
@@ -79,6 +82,10 @@ def test_words_are_as_english_has_them(layouts: ModuleType) -> None:
     assert part("torus", "blue", 3).phrase() == "three blue tori"
     assert part("fish", None, 2).phrase() == "two fish"
     assert part("cat", None, 1, "small").phrase() == "a small cat"
+    several = {"strawberry": "strawberries", "bus": "buses", "key": "keys", "snowman": "snowmen"}
+    assert {n: part(n, None, 2).phrase() for n in several} == {
+        noun: f"two {many}" for noun, many in several.items()
+    }
 
 
 def test_a_synonym_that_a_caption_has_is_refused(layouts: ModuleType, tmp_path: Path) -> None:
@@ -98,8 +105,14 @@ def test_a_synonym_that_a_caption_has_is_refused(layouts: ModuleType, tmp_path: 
     }
     with pytest.raises(SystemExit, match="in a caption"):
         questions.synonyms_asked(listing, [thing], ["a kitty"])
+    with pytest.raises(SystemExit, match="in a caption"):
+        questions.synonyms_asked(listing, [thing], ["two kitties"])
     with pytest.raises(SystemExit, match=r"not in things\.txt"):
         questions.synonyms_asked(listing, [], ["a cat"])
+    listing.write_text("tom cat | cat\n")
+    assert questions.synonyms_asked(listing, [thing], ["a tom"])
+    with pytest.raises(SystemExit, match="in a caption"):
+        questions.synonyms_asked(listing, [thing], ["a cat and a tom"])
 
 
 def test_the_shipped_synonyms_are_a_hundred() -> None:
@@ -108,6 +121,47 @@ def test_the_shipped_synonyms_are_a_hundred() -> None:
     assert len({word for word, _ in pairs}) == len(pairs) == 100
     listing = (RECIPE / "things.txt").read_text("utf-8")
     assert all(f"\n{thing} |" in listing or f"\n!{thing} |" in listing for _, thing in pairs)
+
+
+@pytest.mark.parametrize("content", [None, '{"path": "a.png"}\nno json\n'])
+def test_lists_that_are_none_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    import lines
+
+    if content is not None:
+        (tmp_path / "captions.jsonl").write_text(content)
+    with pytest.raises(SystemExit, match=r"captions\.jsonl"):
+        lines.read_lines(tmp_path / "captions.jsonl")
+
+
+def test_downloads_without_npm_are_told(
+    beside: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sources
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="no npm"):
+        sources.fetch(tmp_path)
+
+
+def test_a_trial_takes_rows_from_everywhere(beside: None, tmp_path: Path) -> None:
+    import views
+
+    (tmp_path / "captions.jsonl").write_text(
+        "".join(
+            json.dumps({"path": f"{n}.png", "kind": "a", "thing": n, "style": "", "captions": []})
+            + "\n"
+            for n in range(10)
+        )
+    )
+    for n in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{n}.png")
+    views.choose(tmp_path, 6)
+    told = (tmp_path / "views.jsonl").read_text().splitlines()
+    chosen = [json.loads(line)["path"] for line in told]
+    assert chosen == [f"{n}.png" for n in (0, 1, 3, 5, 6, 8)]
 
 
 def test_an_epoch_sees_single_things_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +246,74 @@ def test_tokens_of_a_noun_look_at_those_of_the_thing(words: ModuleType) -> None:
     ids, mask, *_, places = lessons.batch(["kitty"], random.Random(0))
     assert ids[mask].tolist() == asked and places.tolist() == [own]
     assert lessons.mixed(2, random.Random(0)) == ["a cat on it"] * 2
+
+
+@pytest.fixture
+def encoder(beside: None) -> ModuleType:
+    """The script that trains the text encoder."""
+    import text as script
+
+    return script
+
+
+def test_what_is_kept_is_whole_or_not_there(encoder: ModuleType, tmp_path: Path) -> None:
+    def killed() -> object:
+        return lambda: None  # which torch.save has begun to write when it finds that it cannot
+
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        encoder.cached(tmp_path / "kept.pt", killed)
+    assert encoder.cached(tmp_path / "kept.pt", lambda: 3) == 3
+    assert encoder.cached(tmp_path / "kept.pt", killed) == 3
+
+
+def test_a_rate_rises_and_falls(encoder: ModuleType) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    mover = torch.optim.SGD([{"params": [weight], "peak": 2.0, "lr": 0.0}])
+
+    def rate(part: float, step: int, **settings: float) -> float:
+        encoder.set_rate(mover, part, step, **settings)
+        return float(mover.param_groups[0]["lr"])
+
+    assert rate(0.0, 49) == 1.0 and rate(0.5, 1000) == 1.0 and rate(1.0, 1000) == 0.04
+    assert rate(0.0, 49, warmup=50) == 2.0 and rate(1.0, 1000, least=0.0) == 0.0
+
+
+@pytest.fixture
+def coder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that trains the autoencoder."""
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    import autoencoder as script
+
+    return script
+
+
+def test_small_batches_have_pictures(coder: ModuleType) -> None:
+    data = {size: torch.zeros(3, 3, size, size, dtype=torch.uint8) for size in coder.SIZES}
+    for step in range(4):
+        assert len(coder.training_batch(data, step, coder.Options(batch=2)))
+
+
+def test_many_pictures_held_out_leave_the_others_for_training(
+    coder: ModuleType, tmp_path: Path
+) -> None:
+    for name, num in (("captions", 5), ("held_out", coder.NUM_HELD_OUT + 2)):
+        text = "".join(f'{{"path": "{name}-{n}.png"}}\n' for n in range(num))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    train, held = coder.read_paths(tmp_path, seed=0)
+    assert len(train) == 5 and len(held) == coder.NUM_HELD_OUT + 2
+
+
+def test_a_run_goes_on_as_it_was_begun(
+    coder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coder.Run(coder.Options(batch=2), tmp_path).save()
+    coder.Run(coder.Options(batch=2, minutes=99.0), tmp_path).resume()
+    with pytest.raises(SystemExit, match="batch 2"):
+        coder.Run(coder.Options(batch=4), tmp_path).resume()
+    monkeypatch.setattr(sys, "argv", ["autoencoder.py", str(tmp_path), str(tmp_path)])
+    with pytest.raises(SystemExit):
+        coder.main()
+    assert coder.Options(**torch.load(tmp_path / "checkpoint.pt")["options"]).batch == 2
 
 
 def test_a_decoder_is_trained_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,15 +5,15 @@
 `--init` goes on from the weights of a folder that it wrote, with a schedule of its own. With
 `--decoder` what pictures are in latents stays as it is, and so whatever was trained on them; the
 decoder learns from whole pictures of the size that mini draws, a quarter of the time from crops of
-larger ones. Writes
-OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
-OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with `--resume`.
+larger ones. Writes OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae
+(diffusers layout), OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with
+`--resume` and the options that it was begun with, but for the minutes; without it, a folder that
+holds a run is refused.
 On processors, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high spare most page faults.
 """
 
 import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from pixsigma.config import AutoencoderConfig
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.training.optim import Muon
-from pixsigma.weights.files import save_tensors
+from pixsigma.weights.files import atomic_write, save_tensors, write_json
 from pixsigma.weights.folder import read_autoencoder
 
 CONFIG = AutoencoderConfig(
@@ -44,7 +44,7 @@ CONFIG = AutoencoderConfig(
 SIZES = (64, 128, 256)
 CROP, WHOLE = 64, 128
 NUM_HELD_OUT = 64
-CHECKPOINT_SECONDS = 120.0
+CHECKPOINT, CHECKPOINT_SECONDS = "checkpoint.pt", 120.0
 LONGEST_STEP = 10.0
 """Seconds; what is longer is a pause of the machine, and no part of the schedule."""
 
@@ -83,7 +83,7 @@ def read_paths(data: Path, seed: int) -> tuple[list[Path], list[Path]]:
     train = [data / row["path"] for row in read_lines(data / "captions.jsonl")]
     held = [data / row["path"] for row in read_lines(data / "held_out.jsonl")]
     order = np.random.default_rng(seed).permutation(len(train))
-    more = NUM_HELD_OUT - len(held)
+    more = max(0, NUM_HELD_OUT - len(held))
     return [train[i] for i in sorted(order[more:])], held + [train[i] for i in order[:more]]
 
 
@@ -111,7 +111,7 @@ def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
         return as_images(flipped(some[..., top : top + WHOLE, left : left + WHOLE], rng))
     if step % 4 == 3:
         whole = data[WHOLE]
-        picked = whole[rng.integers(len(whole), size=options.batch // 4)]
+        picked = whole[rng.integers(len(whole), size=max(1, options.batch // 4))]
         return as_images(flipped(picked, rng))
     crops = []
     for n in range(options.batch):
@@ -238,12 +238,18 @@ class Run:
             "seconds": self.seconds,
             "options": asdict(self.options),
         }
-        torch.save(state, self.out / "checkpoint.tmp")
-        (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
+        with atomic_write(self.out / CHECKPOINT) as temp:
+            torch.save(state, temp)
 
     def resume(self) -> None:
-        """Go on from the checkpoint of `out`."""
-        state = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        """Go on from the checkpoint of `out`; raises SystemExit for one of other options.
+
+        Only the minutes may be others.
+        """
+        state = torch.load(self.out / CHECKPOINT, weights_only=True)
+        now = asdict(self.options) | {"minutes": state["options"]["minutes"]}
+        if other := [f"{k} {v}" for k, v in state["options"].items() if now[k] != v]:
+            raise SystemExit(f"{self.out} was begun with {', '.join(other)}: go on with the same")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -255,10 +261,14 @@ class Run:
 
 
 @torch.no_grad()
+def coded(model: KLAutoencoder, images: Tensor) -> Tensor:
+    """(num, 3, h, w) in [-1, 1], encoded and decoded, a few at a time."""
+    return torch.cat([model.decode(model.encode(some)) for some in images.split(16)])
+
+
 def reconstructed(model: KLAutoencoder, pixels: Tensor) -> Tensor:
     """(num, 3, h, w) in [0, 255], rounded as a saved picture is."""
-    parts = [model.decode(model.encode(as_images(p))) for p in pixels.split(16)]
-    return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round()
+    return ((coded(model, as_images(pixels)).clamp(-1, 1) + 1) * 127.5).round()
 
 
 def psnr(pixels: Tensor, others: Tensor) -> float:
@@ -309,7 +319,7 @@ def write_folder(model: KLAutoencoder, config: AutoencoderConfig, folder: Path) 
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         **asdict(config),
     }
-    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n")
+    write_json(folder / "config.json", published)
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_tensors(tensors, folder / "diffusion_pytorch_model.safetensors")
 
@@ -358,11 +368,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.decoder and args.init is None:
         parser.error("--decoder goes on from an autoencoder: say which with --init")
+    begun = (args.out / CHECKPOINT).exists()
+    if begun and not args.resume:
+        parser.error(f"{args.out} holds a run: go on with --resume, or take another folder")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     asked = {name: getattr(args, name) for name in ("minutes", "lr", "batch", "decoder")}
     run = Run(Options(**asked), args.out, args.init)
-    if args.resume and (args.out / "checkpoint.pt").exists():
+    if args.resume and begun:
         run.resume()
     train, kept = read_paths(args.data, run.options.seed)
     data, held = read_pictures(train), read_pictures(kept)

@@ -16,7 +16,7 @@ from layouts import COLOURED, THINGS, Part, art_of, compose, questions, training
 from layouts import captions as layout_captions
 from lines import Row, read_lines
 from PIL import Image, ImageOps
-from questions import synonyms, synonyms_asked, things_asked
+from questions import forms, synonyms, synonyms_asked, things_asked
 from scenes import (
     COLOURS,
     PLACES,
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--questions-only", action="store_true", help="write eval/ alone")
     args = parser.parse_args()
     fetch(args.out / "packages")
-    asked = [word for words, _ in synonyms(SYNONYMS) for word in (words, f"{words}s")]
+    asked = [form for words, _ in synonyms(SYNONYMS) for form in forms(words)]
     things = read_things(args.out / "packages", LISTING, unsaid=asked)
     art = read_art(args.out / "packages", things)
     if not args.questions_only:

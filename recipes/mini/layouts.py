@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from captions import PICTURE_NOUNS, STYLE_ADJECTIVES, STYLE_NOUNS, clear
+from phrases import plural
 from PIL import Image
 from recolour import NEAR, WIDE, recoloured
 from scenes import COLOURS as GROUNDS
@@ -76,7 +77,7 @@ COLOURED = {
 }
 THINGS = NOUNS | COLOURED
 MANY_SHADES = frozenset({"balloon", "heart", "shirt", "gem", "bell", "tulip"})
-PLURALS = {"torus": "tori", "snowman": "snowmen", "fish": "fish", "strawberry": "strawberries"}
+PLURALS = {"torus": "tori", "snowman": "snowmen", "fish": "fish"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 OTHER_NAMES = {
     "cube": ("cube", "cube", "block"),
@@ -137,7 +138,7 @@ class Part:
         names = OTHER_NAMES.get(self.name, (self.name,)) if rng else (self.name,)
         noun = rng.choice(names) if rng else names[0]
         if self.count > 1:
-            noun = PLURALS.get(noun, f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s")
+            noun = PLURALS.get(noun, plural(noun))
         return " ".join(word for word in (self.size, self.colour, noun) if word)
 
     def phrase(self, rng: random.Random | None = None) -> str:

@@ -20,6 +20,7 @@ from lines import Row, read_lines
 from PIL import Image, ImageOps
 
 from pixsigma.datatools.prepare import Settings, Work, prepare
+from pixsigma.evaluation.questions import spread
 from pixsigma.weights.files import write_lines
 
 
@@ -49,7 +50,7 @@ def choose(data: Path, num: int | None, times: int) -> Path:
     Those on a plain ground are moved `times` as well, and held-out pictures once.
     """
     rows = [row for row in read_lines(data / "captions.jsonl") if row["kind"] != "composition"]
-    kept = rows if num is None else rows[:: max(1, len(rows) // num)][:num]
+    kept = spread(rows, num)
     (data / "moved").mkdir(exist_ok=True)
     rng = random.Random(0)
     plain = [row for row in kept if not row.get("composed")]
@@ -76,6 +77,14 @@ def encode(listed: Path, features: Path, model: str, size: int, hints: str) -> N
     print(f"encoded in {features}")
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {number}")
+    return number
+
+
 def parser_of(about: str | None) -> argparse.ArgumentParser:
     """What is asked for wherever pictures are encoded with hints."""
     parser = argparse.ArgumentParser(description=about)
@@ -83,7 +92,7 @@ def parser_of(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("features", type=Path)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--model", default="mini", help="whose text encoder and autoencoder")
-    parser.add_argument("--num", type=int, help="pictures, to see whether it works")
+    parser.add_argument("--num", type=positive, help="pictures, to see whether it works")
     return parser
 
 

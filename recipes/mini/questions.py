@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lines import Row
+from phrases import plural
 from sources import Thing, with_article
 
 WHERE = "on a white background"
@@ -32,6 +33,11 @@ def synonyms(listing: Path) -> list[tuple[str, str]]:
     return [(words.strip(), thing.strip()) for words, thing in pairs]
 
 
+def forms(words: str) -> tuple[str, str]:
+    """What a caption would say: the words, and their plural."""
+    return words, plural(words)
+
+
 def synonyms_asked(listing: Path, things: Sequence[Thing], captions: Sequence[str]) -> list[Row]:
     """Each synonym of the listing on white.
 
@@ -43,7 +49,7 @@ def synonyms_asked(listing: Path, things: Sequence[Thing], captions: Sequence[st
     for words, thing in synonyms(listing):
         if thing not in names:
             raise SystemExit(f"{listing.name}: {thing!r} is not in things.txt")
-        if words in known or (words + "s") in known:
+        if any(known.issuperset(form.split()) for form in forms(words)):
             raise SystemExit(f"{listing.name}: {words!r} is in a caption, so it is no new word")
         rows.append(_row("synonyms", f"{with_article(words)} {WHERE}", thing))
     return rows

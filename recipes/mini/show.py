@@ -7,7 +7,6 @@ draw the same prompts with the same seeds, each at its own size. Seeds are count
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from pixsigma import PixArtSigmaPipeline
 from pixsigma.evaluation.drawing import Settings, draw
 from pixsigma.evaluation.sheets import contact_sheet, save
 from pixsigma.training.curves import running_mean
-from pixsigma.training.run import METRICS
+from pixsigma.training.run import METRICS, read_metrics
 from pixsigma.weights.files import atomic_write
 from pixsigma.weights.folder import read_transformer
 
@@ -79,7 +78,9 @@ def curves(runs: list[Path], path: Path) -> None:
     axes = figure.subplots()
     before = 0
     for run in runs:
-        rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+        rows = read_metrics(run / METRICS)
+        if not rows:
+            raise SystemExit(f"{run} is no folder of a training: there is no step in {METRICS}")
         steps = [before + row["step"] for row in rows]
         axes.plot(steps, running_mean([row["loss"] for row in rows]), label=run.name)
         before = steps[-1]

@@ -118,9 +118,6 @@ SOLIDS: dict[str, Callable[[Rgb, bool], str]] = {
     "torus": _ring,
 }
 
-OTHER_NAMES = {"cube": ("cube", "block"), "sphere": ("sphere", "ball"), "torus": ("torus",)}
-"""What captions call a solid; their own name alone where it is not here."""
-
 
 def draw_solid(name: str, colour: str, style: str) -> Image.Image:
     """One of SOLIDS in one of COLOURS, RGBA, 512 px; "3D" is shaded, "flat" is in few tones."""

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import unicodedata
@@ -68,13 +69,20 @@ class Thing:
 
 
 def fetch(folder: Path) -> None:
-    """Download the packages into `folder` by `npm pack`, where absent, and check their hashes."""
+    """Download the packages into `folder` by `npm pack`, where absent, and check their hashes.
+
+    Raises SystemExit where there is no npm, it fails, or a download is not what it should be.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, version, sha256 in PACKAGES.values():
         tarball = _tarball(folder, name, version)
         if not tarball.exists():
-            command = ["npm", "pack", "--silent", f"{name}@{version}"]
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            npm = shutil.which("npm")
+            if npm is None:
+                raise SystemExit(f"{tarball} is not there, and no npm to download it with")
+            command = [npm, "pack", "--silent", f"{name}@{version}"]
+            if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL).returncode:
+                raise SystemExit(f"npm cannot download {name}@{version} into {folder}")
         given = hashlib.sha256(tarball.read_bytes()).hexdigest()
         if given != sha256:
             raise SystemExit(f"{tarball} must have sha256 {sha256}, has {given}: delete it")

@@ -14,7 +14,6 @@ teacher sentence-transformers' (Apache-2.0; its wheel MIT). OUT gets `text_encod
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
@@ -27,13 +26,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from lines import read_lines
 from phrases import drawn_things, emoji_words, phrases, whole_words
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pixsigma.config import T5Config
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import Tokenizer
+from pixsigma.weights.files import atomic_write, save_tensors, write_json
 from pixsigma.weights.folder import read_text_encoder
 
 CONFIG = T5Config(vocab_size=32128, d_model=192, d_kv=48, num_heads=4, d_ff=512, num_layers=4)
@@ -88,9 +87,10 @@ def parse() -> argparse.Namespace:
 
 
 def cached(path: Path, make: Any) -> Any:
-    """What `make` returns, kept in the file at `path`."""
+    """What `make` returns, kept in the file at `path`, which is whole or not there."""
     if not path.exists():
-        torch.save(make(), path)
+        with atomic_write(path) as temp:
+            torch.save(make(), temp)
     return torch.load(path, weights_only=True)
 
 
@@ -299,10 +299,12 @@ def train(student: Student, data: dict[str, Any], args: argparse.Namespace) -> N
     checkpoint(student, optimizer, args.out, used, step)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, part: float, step: int) -> None:
-    """Warm up over 100 steps, then fall linearly with the time that is used."""
+def set_rate(
+    optimizer: torch.optim.Optimizer, part: float, step: int, warmup: int = 100, least: float = 0.02
+) -> None:
+    """Warm up, then fall with the part of the time that is used, to `least` of the peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * min(1, (step + 1) / 100) * max(0.02, 1 - part)
+        group["lr"] = group["peak"] * min(1, (step + 1) / warmup) * max(least, 1 - part)
 
 
 def draw(data: dict[str, Any], by_length: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -331,8 +333,8 @@ def checkpoint(
         "used": used,
         "step": step,
     }
-    torch.save(state, out / "checkpoint.tmp")
-    (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+    with atomic_write(out / "checkpoint.pt") as temp:
+        torch.save(state, temp)
 
 
 def resume(student: Student, optimizer: torch.optim.Optimizer, out: Path) -> tuple[float, int]:
@@ -365,7 +367,7 @@ def save(encoder: T5Encoder, tokenizer: Path, out: Path) -> None:
     for name in TOKENIZER_FILES:
         shutil.copy(tokenizer / name, out / "tokenizer" / name)
     state = {published(key): value.contiguous() for key, value in encoder.state_dict().items()}
-    save_file(state, out / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, out / "text_encoder" / "model.safetensors")
     config = {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -381,8 +383,7 @@ def save(encoder: T5Encoder, tokenizer: Path, out: Path) -> None:
         "torch_dtype": "float32",
         "use_cache": False,
     }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (out / "text_encoder" / "config.json").write_text(text)
+    write_json(out / "text_encoder" / "config.json", dict(sorted(config.items())))
 
 
 def published(key: str) -> str:

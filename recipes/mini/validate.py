@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from autoencoder import coded
 from layouts import Plan, compose, questions
 from PIL import Image
 from sources import read_art, read_things
@@ -86,12 +87,9 @@ def reduced(real: Real, side: int) -> Real:
     ]
 
 
-def coded(real: Real, model: KLAutoencoder) -> Real:
+def decoded(real: Real, model: KLAutoencoder) -> Real:
     """What comes out of the autoencoder."""
-    pictures = torch.cat([signed(picture) for *_, picture in real])
-    with torch.no_grad():
-        decoded = [model.decode(model.encode(some)) for some in pictures.split(16)]
-    images = [image for some in decoded for image in to_pil(some)]
+    images = to_pil(coded(model, torch.cat([signed(picture) for *_, picture in real])))
     return [(plan, style, image) for (plan, style, _), image in zip(real, images, strict=True)]
 
 
@@ -141,7 +139,7 @@ def main() -> None:
         small = reduced(real, side)
         scores[f"compositions, {side} px"] = compositions(small, vocabulary)
         if model is not None:
-            found = compositions(coded(small, model), vocabulary)
+            found = compositions(decoded(small, model), vocabulary)
             scores[f"compositions, {side} px, encoded and decoded"] = found
     strict = compositions(reduced(real, 256), vocabulary, strict=True)
     scores["compositions, other styles' pictures"] = strict

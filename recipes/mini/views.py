@@ -17,6 +17,7 @@ from lines import Row, read_lines
 from outlines import encode, moved, parser_of
 from PIL import Image
 
+from pixsigma.evaluation.questions import spread
 from pixsigma.weights.files import write_lines
 
 ALONE = ("single", "colours")
@@ -41,8 +42,7 @@ def views(rows: list[Row], rng: random.Random) -> Iterator[tuple[Row, Row]]:
 def choose(data: Path, num: int | None) -> Path:
     """Write the views and the list of their pictures; `num` of them, spread over all."""
     rng = random.Random(0)
-    pairs = list(views(read_lines(data / "captions.jsonl"), rng))
-    kept = pairs if num is None else pairs[:: max(1, len(pairs) // num)][:num]
+    kept = spread(list(views(read_lines(data / "captions.jsonl"), rng)), num)
     for row, other in kept:
         with Image.open(data / other["path"]) as picture:
             view = moved(picture.convert("RGB"), rng)

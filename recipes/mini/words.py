@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from phrases import plural
 from sources import read_things, with_article
-from text import MAX_LENGTH, cached, read_captions, save, teach
+from text import MAX_LENGTH, cached, read_captions, save, set_rate, teach
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pad_sequence
@@ -222,10 +222,9 @@ def train(
     unseen = lessons.batch(nouns[:HELD_OUT], random.Random(1))
     began, step = time.monotonic(), 0
     while (part := (time.monotonic() - began) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * min(1, (step + 1) / 50) * (1 - part)
+        set_rate(optimizer, part, step, warmup=50, least=0.0)
         drawn = rng.sample(nouns[HELD_OUT:], batch)
-        first = rng.randrange(len(captions) - batch)
+        first = rng.randrange(len(captions) - batch + 1)
         told = rng.sample(captions[first : first + batch], batch // 2)
         held = lessons.tokenizer(told + lessons.mixed(batch // 2, rng))
         kept = drift(student, teacher, *held)
