@@ -21,6 +21,7 @@ __all__ = [
     "in_diffusers",
     "parser",
     "peak_memory",
+    "positive",
     "random_transformer",
     "sheet",
     "step_of_diffusers",
@@ -35,13 +36,23 @@ OUT = Path(__file__).parent / "results"
 """Where figures go unless told otherwise; not under version control."""
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-    """Flags that every benchmark has."""
+def parser(about: str, *, rounds: int | None = None, quick: bool = True) -> argparse.ArgumentParser:
+    """Flags that most benchmarks have; `rounds` are what is meant where none are given."""
     found = argparse.ArgumentParser(description=about)
     found.add_argument("--out", type=Path, default=OUT, help="folder for JSON and plots")
-    found.add_argument("--rounds", type=int, default=5, help="counted rounds")
-    found.add_argument("--quick", action="store_true", help="small sizes: whether it works")
+    if rounds is not None:
+        found.add_argument("--rounds", type=positive, default=rounds, help="counted rounds")
+    if quick:
+        found.add_argument("--quick", action="store_true", help="small sizes: whether it works")
     return found
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {number}")
+    return number
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:

@@ -14,17 +14,18 @@ agreement of drawings that follow a hint with the hint of another picture: what 
 Writes control.json, control.png and figures.png (hint, without, with).
 """
 
-import json
 import statistics
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parser, sheet
+from common import parser, positive, sheet
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pixsigma.data.manifest import read_lines
+from pixsigma.evaluation.questions import spread
 from pixsigma.hints import edges
 from pixsigma.images import signed, to_pil
 from pixsigma.measuring import columns, write_report
@@ -79,8 +80,7 @@ def drawings(
 
 def measured(flags: Namespace) -> tuple[dict[str, list[float]], list[list[Image.Image]]]:
     """Agreements by kind, and columns of hint, without, with."""
-    lines = (flags.data / flags.pictures).read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines][: flags.num]
+    rows = spread([row for _, row in read_lines(flags.data / flags.pictures)], flags.num)
     pipe = PixArtSigmaPipeline.from_pretrained(flags.model)
     side = flags.size, flags.size
     with_alpha = [Image.open(flags.data / row["path"]).convert("RGB") for row in rows]
@@ -142,8 +142,8 @@ def main() -> None:
     found.add_argument("--pictures", default="held_out_moved.jsonl", help="a list in DATA")
     found.add_argument("--model", default="mini")
     found.add_argument("--size", type=int, default=128)
-    found.add_argument("--num", type=int, default=30, help="outlines")
-    found.add_argument("--seeds", type=int, default=2)
+    found.add_argument("--num", type=positive, default=30, help="outlines, spread over the list")
+    found.add_argument("--seeds", type=positive, default=2)
     found.add_argument("--steps", type=int, default=20)
     found.add_argument("--guidance", type=float, default=3.0)
     flags = found.parse_args()
@@ -155,7 +155,7 @@ def main() -> None:
     report = {
         "agreement": told,
         "share_better_with": statistics.fmean(better),
-        "settings": {k: str(v) for k, v in vars(flags).items() if k not in ("out", "rounds")},
+        "settings": {k: str(v) for k, v in vars(flags).items() if k != "out"},
         "values": values,
     }
     flags.out.mkdir(parents=True, exist_ok=True)

@@ -22,15 +22,16 @@ import torch
 from common import parser, peak_memory
 
 from pixsigma.measuring import columns, interleaved, write_report
+from pixsigma.models.decoding import WAYS, autoencoder_in
 
 
 def flags() -> Namespace:
-    found = parser(__doc__ or "")
+    found = parser(__doc__ or "", rounds=3)
     found.add_argument("--side", type=int, default=1024)
-    found.add_argument("--ways", nargs="+", default=["whole", "strips", "strips-half"])
+    ways = ["whole", "strips", "strips-half"]
+    found.add_argument("--ways", nargs="+", choices=WAYS, default=ways)
     found.add_argument("--encode", action="store_true", help="pictures to latents")
     found.add_argument("--peak-of", help="internal: one call of this way, then its peak")
-    found.set_defaults(rounds=3)
     args = found.parse_args()
     args.side, args.rounds = (256, 1) if args.quick else (args.side, args.rounds)
     return args
@@ -40,7 +41,6 @@ def calls(args: Namespace, ways: list[str]) -> dict[str, Any]:
     """What is measured, by way."""
     from pixsigma.config import AutoencoderConfig
     from pixsigma.models.autoencoder import KLAutoencoder
-    from pixsigma.models.decoding import autoencoder_in
 
     torch.manual_seed(0)
     net = KLAutoencoder(AutoencoderConfig()).eval().requires_grad_(False)
@@ -56,8 +56,9 @@ def calls(args: Namespace, ways: list[str]) -> dict[str, Any]:
 def main() -> None:
     args = flags()
     if args.peak_of:
+        (call,) = calls(args, [args.peak_of]).values()
         began = time.perf_counter()
-        calls(args, [args.peak_of])[args.peak_of]()
+        call()
         print(json.dumps({"peak": peak_memory().all, "alone": time.perf_counter() - began}))
         return
     kind = "encode" if args.encode else "decode"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import parser, sheet
+from common import parser, positive, sheet
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -94,7 +94,7 @@ def main() -> None:
     found.add_argument("--prompt", required=True, help="an image prompt")
     found.add_argument("--model", default="mini")
     found.add_argument("--size", type=int, default=128)
-    found.add_argument("--num", type=int, default=60, help="pictures of the unseen artist")
+    found.add_argument("--num", type=positive, default=60, help="pictures of the unseen artist")
     found.add_argument("--steps", type=int, default=20)
     found.add_argument("--guidance", type=float, default=3.0)
     flags = found.parse_args()

@@ -57,18 +57,21 @@ def main() -> None:
         return
     cases = (QUICK if args.quick else []) + (FULL if args.full else [])
     if args.t5:
-        write_encoders(args.t5)
         cases += [case | {"folder": str(args.t5 / case["stored"])} for case in T5]
     if args.list:
         print("\n".join(f"{i}  {name_of(case)}" for i, case in enumerate(cases)))
         return
+    chosen = [case for i, case in enumerate(cases) if args.only is None or i in args.only]
+    if not chosen:
+        parser.error("nothing to measure: give --quick, --full or --t5; --list tells the numbers")
+    if any(case["what"] == "t5" for case in chosen):
+        write_encoders(args.t5)
     file = args.out / "memory.json"
     rows = json.loads(file.read_text())["rows"] if file.is_file() else {}
-    for i, case in enumerate(cases):
-        if args.only is None or i in args.only:
-            print(name_of(case), flush=True)
-            rows[name_of(case)] = measured(case)
-            write_report(file, {"rows": rows})
+    for case in chosen:
+        print(name_of(case), flush=True)
+        rows[name_of(case)] = measured(case)
+        write_report(file, {"rows": rows})
     print(columns([line(name, row) for name, row in rows.items()]))
 
 

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from common import parser
+from common import parser, positive
 
 import pixsigma
 from pixsigma import GenerationRequest, PixArtSigmaPipeline, Step, gathering
@@ -42,6 +42,7 @@ THINGS = (
 )  # fmt: skip
 SIZES = ((1, 1), (0.75, 0.75), (1, 0.75), (0.75, 1))
 """As shares of --side."""
+LISTS = ("alike", "sizes", "mixed")
 STEPS, SCALES = (10, 14, 20), (3.0, 4.5, 6.0)
 
 
@@ -196,11 +197,13 @@ def by_batch(pipe: PixArtSigmaPipeline, rounds: int) -> dict[str, dict[str, floa
 
 
 def main() -> None:
-    found = parser(__doc__ or "")
-    found.add_argument("--lists", default="alike,sizes,mixed")
-    found.add_argument("--num", type=int, default=8, help="pictures in a list")
+    found = parser(__doc__ or "", rounds=5)
+    found.add_argument("--lists", default=",".join(LISTS))
+    found.add_argument("--num", type=positive, default=8, help="pictures in a list")
     found.add_argument("--side", type=int, default=128, help="of the largest pictures, in pixels")
     args = found.parse_args()
+    if unknown := set(args.lists.split(",")) - set(LISTS):
+        found.error(f"lists are {', '.join(LISTS)}; got {', '.join(sorted(unknown))}")
     if args.quick:
         args.num, args.rounds, args.lists = 3, 1, "mixed"
     from diffusers import PixArtSigmaPipeline as Theirs

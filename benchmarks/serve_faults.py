@@ -30,6 +30,7 @@ from common import parser
 from served import Server, differences, wish
 
 from pixsigma.server.jobs import MOST_ATTEMPTS
+from pixsigma.weights.files import write_json
 
 FAKETIME = "*/faketime/libfaketimeMT.so.1"
 DISTINCT = 24
@@ -323,7 +324,7 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    flags = parser(__doc__.splitlines()[0])
+    flags = parser(__doc__.splitlines()[0], quick=False)
     flags.add_argument("--kills", type=int, default=3)
     flags.add_argument("--between", type=float, default=4.0, help="seconds at most before a kill")
     flags.add_argument("--hasty", type=int, default=5, help="each so manieth kill comes at once")
@@ -342,7 +343,7 @@ def main() -> None:
             say(name)
             figures[name] = attempt()
             print(json.dumps({name: figures[name]}), flush=True)
-            (args.out / "serve_faults.json").write_text(json.dumps(figures, indent=2))
+            write_json(args.out / "serve_faults.json", figures)
 
 
 if __name__ == "__main__":

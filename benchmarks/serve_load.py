@@ -22,6 +22,8 @@ import numpy as np
 from common import parser
 from served import STEPS, Server, differences, wish
 
+from pixsigma.weights.files import write_json
+
 DISTINCT = 60
 """Requests that there are; each is drawn alone once."""
 
@@ -48,8 +50,10 @@ def drawn(server: Server, number: int) -> tuple[str, bytes]:
     """How a job ended, and its picture."""
     try:
         told = server.follow(server.submit(wish(number)))
-        done = told["state"] == "done"
-        return str(told["state"]), server.ask("GET", told["results"][0])[1] if done else b""
+        if told["state"] != "done":
+            return str(told["state"]), b""
+        status, picture = server.ask("GET", told["results"][0])
+        return ("done", picture) if status == 200 else (f"no picture: {status}", b"")
     except (OSError, ValueError, KeyError) as error:
         return f"no answer: {error}", b""
 
@@ -85,7 +89,15 @@ def load(
 
 
 def told(rows: list[Row], memory: list[Any], seconds: float) -> dict[str, Any]:
-    """The figures of one load, without a look at its pictures."""
+    """The figures of one load, without a look at its pictures.
+
+    Rates and waiting times are of jobs that gave a picture: what fails at once is not served.
+    """
+    jobs = len(rows)
+    failed = sorted({row.state for row in rows if row.state != "done"})
+    rows = [row for row in rows if row.state == "done"]
+    if not rows:
+        return {"seconds": round(seconds, 1), "jobs": jobs, "not_done": failed, "jobs_a_second": 0}
     counted = [row for row in rows if row.ended <= seconds]
     waits = [row.seconds for row in rows]
     of = {n: [r.seconds for r in rows if wish(r.number)["num_inference_steps"] == n] for n in STEPS}
@@ -94,8 +106,8 @@ def told(rows: list[Row], memory: list[Any], seconds: float) -> dict[str, Any]:
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0]) * 60 if len(late) > 5 else None
     return {
         "seconds": round(seconds, 1),
-        "jobs": len(rows),
-        "not_done": sorted({row.state for row in rows if row.state != "done"}),
+        "jobs": jobs,
+        "not_done": failed,
         "jobs_a_second": round(len(counted) / seconds, 3),
         **{f"p{q}_seconds": round(float(np.percentile(waits, q)), 2) for q in (50, 95, 99)},
         "median_seconds_by_steps": {
@@ -170,7 +182,7 @@ def run(
 
 
 def main() -> None:
-    flags = parser(__doc__.splitlines()[0])
+    flags = parser(__doc__.splitlines()[0], quick=False)
     flags.add_argument("--clients", type=int, default=50)
     flags.add_argument("--seconds", type=float, default=30, help="in batches; 0 leaves it out")
     flags.add_argument("--seconds-alone", type=float, help="one at a time; as --seconds")
@@ -198,7 +210,7 @@ def write(figures: dict[int, dict[str, Any]], path: Path) -> None:
     if len(figures) == 2:
         one, many = (figures[at_once]["jobs_a_second"] for at_once in sorted(figures))
         found["throughput_ratio"] = round(many / one, 3) if one else None
-    path.write_text(json.dumps(found, indent=2))
+    write_json(path, found)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from common import parser, peak_memory, random_transformer
 from pixsigma.config import KVCompression, TransformerConfig
 from pixsigma.measuring import columns, write_report
 from pixsigma.quantize import quantized
+from pixsigma.weights.files import atomic_write, write_json
 from pixsigma.weights.quantized import CPU_MODES
 
 SIZES = ("256x256", "512x512", "1024x1024", "2560x1440", "2048x2048", "3840x2160", "4096x4096")
@@ -44,7 +45,7 @@ COMPRESSED = KVCompression(layers=tuple(range(HALF, 2 * HALF)), ratio=2)
 def flags() -> Namespace:
     found = parser(__doc__ or "")
     found.add_argument("--minutes", type=float, default=5.0, help="no block begins after these")
-    found.add_argument("--only", nargs="+", default=SIZES, help="width x height")
+    found.add_argument("--only", nargs="+", choices=SIZES, default=SIZES, metavar="WxH")
     found.add_argument("--blocks", type=int, default=HALF, help=f"{HALF} is a whole step")
     found.add_argument("--state", type=Path, help="folder for tokens of steps that are not done")
     found.add_argument("--quantize", choices=CPU_MODES, help="products in fewer bits")
@@ -108,7 +109,7 @@ class Step:
     def save(self, peak: int) -> None:
         """Write what is known by now."""
         self.peak = max(self.peak, peak)
-        self.file.write_text(json.dumps({"seconds": self.seconds, "peak": self.peak}))
+        write_json(self.file, {"seconds": self.seconds, "peak": self.peak})
 
 
 def done(args: Namespace, size: str, compressed: bool) -> bool:
@@ -136,12 +137,12 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
         x = step.begun(partial(net.enter, torch.randn(1, 4, height // 8, width // 8)))
         for i in step.todo(args.blocks):
             if time.monotonic() > deadline:
-                torch.save(x, step.kept)
+                keep(x, step.kept)
                 return
             x = step.timed(i, partial(net.through, x, t0, captions, grid, slice(i, i + 1)))
             step.save(peak_memory().all - base)
             if i == HALF - 1:
-                torch.save(x, step.half)
+                keep(x, step.half)
             print(
                 f"{size} compressed={compressed} block {i}: {step.seconds[str(i)]:.2f} s",
                 flush=True,
@@ -153,6 +154,12 @@ def run(args: Namespace, sizes: list[str], compressed: bool, deadline: float) ->
         if compressed:
             step.half.unlink(missing_ok=True)
         del x, answer
+
+
+def keep(tokens: torch.Tensor, path: Path) -> None:
+    """Write them whole or not at all: the next call goes on from them."""
+    with atomic_write(path) as temp:
+        torch.save(tokens, temp)
 
 
 def resident() -> int:

@@ -63,15 +63,17 @@ pipe(None, None, prompt_embeds=text, prompt_attention_mask=mask, negative_prompt
 """
 
 TOLD = """
-import json, resource
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+import json
+lines = open("/proc/self/status").read().splitlines()
+# not ru_maxrss, which begins with the peak of the process that started this one
+(peak,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 print(json.dumps({"seconds": time.perf_counter() - began, "peak_bytes": peak,
                   "loaded": globals().get("loaded")}))
 """
 
 
 def flags() -> Namespace:
-    found = parser(__doc__ or "")
+    found = parser(__doc__ or "", rounds=5)
     found.add_argument("--model", default="mini", help="mini or a folder in diffusers layout")
     found.add_argument("--side", type=int, default=64, help="of the first step, in pixels")
     args = found.parse_args()

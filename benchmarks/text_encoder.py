@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import OUT, peak_memory, write_encoders
+from common import OUT, peak_memory, positive, write_encoders
 
 from pixsigma.measuring import Timing, bars, columns, relative_error, write_report
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="only write the weights")
     parser.add_argument("--stored", nargs="+", default=["float16", "int8"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[20, 77])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--layers", type=int, default=24, help="fewer only to try the script")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--case", help=argparse.SUPPRESS)

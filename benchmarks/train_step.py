@@ -22,7 +22,6 @@ FOLDER/train_step.json, and drawn.
 
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,12 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser
+from common import parser, peak_memory
 from train_sides import DTYPES, LENGTHS, SIDES, SIZES, batch_of, model_of, side_of
 
+from pixsigma.measuring import Timing
 from pixsigma.pages import keep_pages
 from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Trainer
+from pixsigma.weights.files import write_json
 
 PARTS = {
     "64px-fp32": ("64px", "fp32"),
@@ -86,7 +87,8 @@ def alone(name: str, size: str, precision: str) -> None:
     answer = side.answer(x, torch.randint(0, 1000, (len(x),), generator=rng), batch)
     for _ in range(2 if whole else 1):  # compiled, and the optimiser's state made
         side.step(batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before
+    # not ru_maxrss, which begins with the peak of the process that started this one
+    peak = peak_memory().all / 2**30 - before
     gflop = 0.0 if name == "compiled" else operations(lambda: side.step(batch))
     told = {"peak_gib": peak, "gflop": gflop, "answer": answer.flatten()[:4096].tolist()}
     print(json.dumps(told), flush=True)
@@ -168,7 +170,8 @@ def times(names: tuple[str, ...], size: str, precision: str, rounds: int) -> dic
     plain, plain_cpu = map(statistics.median, zip(*taken["diffusers"], strict=True))
     for name, pairs in taken.items():
         seconds, cpu = zip(*pairs, strict=True)
-        low, middle, high = statistics.quantiles(seconds, n=4)
+        low, high = Timing(seconds).spread
+        middle = statistics.median(seconds)
         work = told["ours" if name == "compiled" and "ours" in told else name]["gflop"]
         found[name] = {
             "seconds": middle,
@@ -295,8 +298,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Run the parts, gather, print the table."""
-    flags = parser(__doc__ or "")
-    flags.set_defaults(rounds=10)
+    flags = parser(__doc__ or "", rounds=10)
     names = (*PARTS, "busy")
     flags.add_argument("--part", choices=names, action="append")
     ours = SIDES[:-1]
@@ -308,8 +310,9 @@ def main() -> None:
         return
     quick, sides = arguments.quick, (*arguments.sides, "diffusers")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / "train_step.json"
-    results = json.loads(file.read_text()) if file.is_file() and not quick else {}
+    name = "train_step-quick" if quick else "train_step"  # what was gathered stays
+    file = arguments.out / f"{name}.json"
+    results = json.loads(file.read_text()) if file.is_file() else {}
     for part in arguments.part or names:
         start = time.monotonic()
         if part == "busy":
@@ -321,8 +324,8 @@ def main() -> None:
             told = "quick" if quick else size
             results[part] = times(compared, told, precision, arguments.rounds)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
-        file.write_text(json.dumps(results, indent=2) + "\n")
-        draw(results, arguments.out / "train_step.png")
+        write_json(file, results)
+        draw(results, arguments.out / f"{name}.png")
     print(table(results))
 
 

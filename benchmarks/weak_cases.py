@@ -133,7 +133,7 @@ def table(runs: dict[str, dict[str, float]]) -> list[str]:
 
 
 def compared(runs: dict[str, dict[str, float]], less: str, more: str, claim: str) -> list[str]:
-    """Whether one case stayed below another after the first step and at the end, if both ran."""
+    """Whether one case stayed below another at every point that both have, two or more."""
     both = [point for point in runs.get(less, {}) if point in runs.get(more, {})]
     if len(both) < 2:
         return []

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from weak_cases import Case, Results, cases, draw_sheets, fill, write
 
 from pixsigma.config import TransformerConfig
+from pixsigma.data.manifest import read_lines
 from pixsigma.data.shards import open_features
 from pixsigma.datatools.prepare import Settings, Work, prepare
 from pixsigma.diffusion.samplers import DEFAULT_SAMPLER, get_sampler
@@ -40,6 +41,7 @@ from pixsigma.training.recipe import Recipe
 from pixsigma.training.trainer import Trainer
 from pixsigma.training.validation import Validation, held_out_loss
 from pixsigma.weights.build import load_components, resolve
+from pixsigma.weights.files import write_json, write_lines
 from pixsigma.weights.folder import read_transformer, save_folder, save_transformer
 
 POINTS = (0, 50, 100, 500, 1000)
@@ -57,14 +59,16 @@ def config_of(model: Path) -> TransformerConfig:
 
 def make_ready(arguments: argparse.Namespace) -> None:
     """Draw pictures by lot and prepare them thrice; what is there already is left."""
-    rows = [json.loads(line) for line in arguments.data.read_text().splitlines()]
-    random.Random(0).shuffle(rows)
+    rows = [row for _, row in read_lines(arguments.data)]
     num, held_out = arguments.pictures, arguments.held_out
+    if len(rows) < num + held_out:
+        raise SystemExit(f"--pictures and --held-out ask for {num + held_out} of {len(rows)} rows")
+    random.Random(0).shuffle(rows)
     parts = {"": rows[held_out : held_out + num], "-held-out": rows[:held_out]}
     for ending, part in parts.items():
         path = arguments.out / f"rows{ending}.jsonl"
         told = [row | {"path": str(arguments.data.parent / row["path"])} for row in part]
-        path.write_text("".join(json.dumps(row) + "\n" for row in told))
+        write_lines(path, told)
     side = config_of(arguments.model).sample_size
     if not (arguments.swapped_base / "model_index.json").is_file():
         parts_of = load_components(str(arguments.model))
@@ -147,8 +151,7 @@ def measure(case: Case, arguments: argparse.Namespace, end: float) -> bool:
                 loss = held_out_loss(trainer.model, trainer.schedule, held_out, device)
             validation.look(trainer.model, trainer.step)
             losses[str(trainer.step)] = loss
-            out.mkdir(parents=True, exist_ok=True)
-            (out / LOSSES).write_text(json.dumps(losses) + "\n")
+            write_json(out / LOSSES, losses)
             print(f"{case.group:16} {case.name:26} {trainer.step:5} {loss:.4f}", flush=True)
         done = trainer.step == case.points[-1]
         if done or time.time() > end:
