@@ -57,9 +57,7 @@ def setting(service: Service) -> Widgets:
     w: Widgets = {}
     w["shape"] = gr.Radio(list(wishes.SHAPES), value="1:1", label="Shape", elem_id="shape")
     w["scale"] = gr.Radio(list(wishes.SCALES), value="normal", label="Size", elem_id="scale")
-    w["count"] = gr.Slider(
-        1, service.limits.max_images, 1, step=1, label="How many", elem_id="count"
-    )
+    w["count"] = slider(1, service.limits.max_images, 1, step=1, label="How many", elem_id="count")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         w |= details(service)
     with gr.Accordion("Begin from a picture", open=False, elem_id="begin") as w["begin"]:
@@ -73,9 +71,9 @@ def details(service: Service) -> Widgets:
     w: Widgets = {}
     w["negative"] = gr.Textbox(label="Leave out", placeholder="blurry", elem_id="negative")
     most = service.limits.max_steps
-    w["steps"] = gr.Slider(1, most, min(20, most), step=1, label="Steps", elem_id="steps")
+    w["steps"] = slider(1, most, min(20, most), step=1, label="Steps", elem_id="steps")
     own = service.pipes[models[0]].default_guidance
-    w["guidance"] = gr.Slider(
+    w["guidance"] = slider(
         0, 12, own, step=0.1, label="Guidance", info="how strongly the prompt leads"
     )
     with gr.Row(elem_id="seeds"):
@@ -87,16 +85,26 @@ def details(service: Service) -> Widgets:
     )
     w["sampler"] = gr.Dropdown(list(SAMPLERS), value="dpm++2m", label="Sampler")
     with gr.Row():
-        w["width"] = number_or_none("Width", "by shape and size")
-        w["height"] = number_or_none("Height", "by shape and size")
+        w["width"] = number_or_none("Width", "automatic")
+        w["height"] = number_or_none("Height", "automatic")
     w["model"] = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1)
     w["loras"] = gr.Dropdown(
         loras, multiselect=True, label="Adapters (LoRA)", visible=bool(loras), elem_id="loras"
     )
-    w["lora_weight"] = gr.Slider(
+    w["lora_weight"] = slider(
         -2, 2, 1, step=0.05, label="Their weight", visible=bool(loras), elem_id="lora_weight"
     )
     return w
+
+
+def slider(least: float, most: float, value: float, **settings: Any) -> Any:
+    """A slider whose box may be empty or out of range while a person writes in it.
+
+    Gradio's own would say so to whatever listens, in words of its code.
+    """
+    made = gr.Slider(least, most, value, **settings)
+    made.preprocess = lambda payload: payload  # type: ignore[method-assign]
+    return made
 
 
 def number_or_none(label: str, placeholder: str) -> Any:
@@ -123,7 +131,7 @@ def beginning(service: Service) -> Widgets:
         service.limits.max_pixels, label="Picture and mask", elem_id="canvas", height=380
     )
     w["fit"] = gr.Checkbox(True, label="Scale and cut it to the shape and size above")
-    w["strength"] = gr.Slider(
+    w["strength"] = slider(
         0, 1, 0.6, step=0.05, label="Distance", info="how far from the picture: 1 forgets it"
     )
     return w

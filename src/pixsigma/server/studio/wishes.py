@@ -53,16 +53,16 @@ def request_fields(wish: Mapping[str, Any], native: int) -> dict[str, Any]:
         "negative_prompt": wish["negative"] or "",
         "style": wish["style"] if wish["style"] != NO_STYLE else None,
         "num_inference_steps": whole(wish["steps"], "steps"),
-        "guidance_scale": float(wish["guidance"]),
+        "guidance_scale": number(wish["guidance"], "guidance"),
         "sampler": wish["sampler"],
         "num_images": whole(wish["count"], "the number of pictures"),
     }
     if wish["seed"] not in (None, ""):
         fields["seed"] = whole(wish["seed"], "the seed")
     if wish["loras"]:
-        weight = float(wish["lora_weight"])
+        weight = number(wish["lora_weight"], "the weight of adapters")
         fields["loras"] = [{"path": name, "weight": weight} for name in wish["loras"]]
-    picture = picture_fields(wish["canvas"], float(wish["strength"]))
+    picture = picture_fields(wish["canvas"], number(wish["strength"], "the distance"))
     if picture and not wish["fit"]:
         return fields | picture
     return fields | size_fields(wish, native) | picture
@@ -76,7 +76,16 @@ def whole(value: Any, name: str) -> int:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(f"{name} must be a whole number, got {value}")
+    given = "nothing" if value in (None, "") else value
+    raise InputError(f"{name} must be a whole number, got {given}")
+
+
+def number(value: Any, name: str) -> float:
+    """A number; raises InputError for a box that was left empty."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be a number, got {value or 'nothing'}") from error
 
 
 def size_fields(wish: Mapping[str, Any], native: int) -> dict[str, int]:
