@@ -6,11 +6,13 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
 from pixsigma.errors import PixsigmaError
+from pixsigma.images import picture_stem
 from pixsigma.requests import request_from
 from pixsigma.server.events import watch
 from pixsigma.server.jobs import Job
@@ -25,7 +27,29 @@ PATIENCE_SECONDS = 5.0
 Mood: TypeAlias = Literal["idle", "busy", "asking"]
 """`asking` waits for a yes to a heavy drawing."""
 
-Pictures: TypeAlias = list[tuple[str, str]]
+TOLD = 80
+"""Letters of a prompt in a caption."""
+
+
+class Named(type(Path())):  # type: ignore[misc]
+    """A picture where it lies, which a browser saves under a name that tells what it shows.
+
+    Gradio's gallery takes that from the path's last part; files of jobs are numbered there.
+    """
+
+    def __new__(cls, path: Path, stem: str) -> "Named":
+        """The path, and the name without its ending."""
+        made: Named = super().__new__(cls, path)
+        made.shown = stem + path.suffix
+        return made
+
+    @property
+    def name(self) -> str:
+        """What it is saved as."""
+        return str(self.shown)
+
+
+Pictures: TypeAlias = list[tuple[Path, str]]
 """Paths and captions."""
 
 
@@ -140,6 +164,14 @@ class Studio:
         except KeyError:
             yield Scene(words.wrong("it was deleted"), "", job="")
 
+    async def resume(self, id: str, who: str) -> AsyncIterator[Scene]:
+        """The drawing that a page showed before it was loaded anew; nothing where it is gone."""
+        with suppress(KeyError):
+            status = await asyncio.to_thread(self.service.status, id, who)
+            if status.job.state in ("queued", "running", "done"):
+                async for scene in self.follow(id):
+                    yield scene
+
     def stop(self, id: str) -> bool:
         """Cancel a job between two steps; False where it is over, or there is none."""
         with suppress(KeyError):
@@ -161,8 +193,12 @@ class Studio:
 
     def pictures(self, job: Job) -> Pictures:
         """The pictures of a job for a gallery."""
-        seeds = zip(self.service.files(job), job.seeds, strict=True)
-        return [(str(path), f"seed {seed}") for path, seed in seeds if path.exists()]
+        prompt = str(job.request.get("prompt", ""))
+        return [
+            (Named(path, picture_stem(prompt, seed)), f"{prompt[:TOLD]} · seed {seed}")
+            for path, seed in zip(self.service.files(job), job.seeds, strict=True)
+            if path.exists()
+        ]
 
     def image(self, status: Status | None, index: int = 0) -> Image.Image | None:
         """A picture of a job that is done; None where there is none."""

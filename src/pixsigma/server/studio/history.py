@@ -10,7 +10,7 @@ from PIL import Image
 from pixsigma.errors import InputError
 from pixsigma.server.jobs import Job
 from pixsigma.server.studio import wishes, words
-from pixsigma.server.studio.drawing import Pictures, Scene, Studio
+from pixsigma.server.studio.drawing import TOLD, Pictures, Scene, Studio
 
 SHOWN = 60
 """Jobs that the history shows at first, and more at each asking."""
@@ -42,7 +42,7 @@ class History:
         pictures, marks = [], []
         for job in self.studio.service.store.latest(self.who, num):
             for index, (path, _) in enumerate(self.studio.pictures(job)):
-                pictures.append((path, str(job.request.get("prompt", ""))[:80]))
+                pictures.append((path, str(job.request.get("prompt", ""))[:TOLD]))
                 marks.append((job.id, index))
         return Shown(pictures, marks)
 

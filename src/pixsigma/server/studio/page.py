@@ -30,6 +30,10 @@ title="light or dark">◐<span class="unseen">light or dark</span></button></spa
 EMPTY = """<div class="empty">Your picture appears here.<br><small>Enter draws · Ctrl+Enter draws
 from anywhere · Esc stops</small></div>"""
 
+KEEP = "id => { sessionStorage.setItem('pixsigma-job', id ?? ''); }"
+KEPT = "() => [sessionStorage.getItem('pixsigma-job') ?? '']"
+"""Each window for itself: two of them may draw."""
+
 
 def make_page(service: Service, *, locked: bool = False) -> gr.Blocks:
     """All of it; `locked` where visitors came in with a key and may go out again."""
@@ -56,6 +60,8 @@ class Page:
         self.inputs = [w[name] for name in wishes.WISHES]
         self.job = gr.State("")
         """The id of what is drawn."""
+        self.kept = gr.Textbox(visible=False)
+        """The same, for the browser's window to keep; nothing that it says is trusted."""
 
     def lay_out(self, page: gr.Blocks) -> None:
         """The tabs and what they do."""
@@ -69,6 +75,7 @@ class Page:
         for tools in (self.tools, older):
             tools.wire(self.w, self.job, tabs, self.shown, self.outputs, self.inputs)
         self.on_draw(tabs)
+        self.resuming(page)
         self.planning(page)
         self.sizing()
         self.choosing()
@@ -124,6 +131,18 @@ class Page:
             return
         async for scene in stream:
             yield updates(scene)
+
+    def resuming(self, page: gr.Blocks) -> None:
+        """What was drawn goes on being shown, and can be stopped, when the page is loaded anew."""
+
+        async def resume(request: gr.Request, kept: str | None) -> AsyncIterator[Any]:
+            async for scene in self.studio.resume(kept or "", client_of(request)):
+                yield updates(scene)
+
+        # a state stays at the server, so its value goes through a box that nobody sees
+        told = self.job.change(lambda job: job, self.job, self.kept, **QUIET)
+        told.then(None, self.kept, None, js=KEEP)
+        page.load(resume, self.kept, self.outputs, js=KEPT, **DRAWING)
 
     def stop(self, job: str) -> None:
         """Cancel what is drawn."""
@@ -191,7 +210,8 @@ class Page:
             return self.studio.plan(wish, client_of(request))
 
         changing = ("shape", "scale", "width", "height", "steps", "guidance", "count", "model")
-        events = [page.load, *(w[name].change for name in changing)]
+        # a drawing that is done tells how long the next one takes
+        events = [page.load, self.tools.chosen.change, *(w[name].change for name in changing)]
         inputs = [w[name] for name in names]
         gr.on(events, plan, inputs, w["plan"], trigger_mode="always_last", **QUIET)
 
