@@ -23,6 +23,13 @@ from pixsigma.server.studio.page import make_page
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 
+ICON = (
+    "<link rel='icon' href=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' "
+    "viewBox='0 0 32 32'><rect width='32' height='32' rx='7' fill='%236366f1'/><text x='16' y='23' "
+    "font-size='21' text-anchor='middle' fill='white' font-family='sans-serif'>σ</text></svg>\">"
+)
+"""The mark in a browser's tab, where Gradio's would stand."""
+
 _HERE = Path(__file__).parent
 
 
@@ -52,5 +59,5 @@ def mount(app: FastAPI, service: Service, keys: Keys | None) -> FastAPI:
             primary_hue="indigo", font=FONTS, font_mono=["ui-monospace", "monospace"]
         ).set(body_text_color_subdued="*neutral_500"),  # its own is too faint to read on white
         css_paths=_HERE / "studio.css",
-        head=f"<script>{(_HERE / 'studio.js').read_text('utf-8')}</script>",
+        head=f"{ICON}<script>{(_HERE / 'studio.js').read_text('utf-8')}</script>",
     )

@@ -27,14 +27,31 @@
       if (button && !button.disabled && button.offsetParent !== null) return button.click();
     }
   };
+  // Esc also closes a list, a picture looked at and the editor's tools; those stop nothing
+  const closes = (target) =>
+    document.fullscreenElement ||
+    target.closest?.("[aria-expanded=true], #history, #gallery, #canvas");
   const keys = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       event.stopPropagation(); // the prompt would draw for the same key
       press("grid", "draw");
-    } else if (event.key === "Escape") {
+    } else if (event.key === "Escape" && !closes(event.target)) {
       press("grid_stop", "stop");
     }
   };
   document.addEventListener("keydown", keys, true);
+
+  // Gradio's editor says nothing of a file that the browser cannot read as a picture
+  window.addEventListener("unhandledrejection", (event) => {
+    const canvas = document.getElementById("canvas");
+    if (!canvas || !/could not be decoded/.test(event.reason)) return;
+    document.getElementById("unread")?.remove();
+    const note = document.createElement("div");
+    Object.assign(note, { id: "unread", className: "note wrong" });
+    note.setAttribute("role", "alert");
+    note.textContent = "That does not work: a picture must be PNG, JPEG or WebP, this file is none.";
+    canvas.before(note);
+    setTimeout(() => note.remove(), 10000);
+  });
 })();

@@ -61,6 +61,11 @@ def wrong(reason: object) -> str:
     return note("wrong", f"<b>That does not work:</b> {escape(str(reason))}")
 
 
+def clipped(text: str, most: int = 240) -> str:
+    """The beginning, where a warning repeats a long prompt and would push the picture away."""
+    return text if len(text) <= most else f"{text[:most].rstrip()}…"
+
+
 def bar(done: int, total: int, text: str) -> str:
     """Progress, for eyes and for screen readers."""
     return note(
@@ -85,7 +90,7 @@ def sentence(status: Status) -> str:
         case "running" if seen is not None:
             return bar(seen.total, seen.total, "Painting the pixels…")
         case "done":
-            told = "".join(f"<br>⚠ {escape(warned)}" for warned in job.warnings)
+            told = "".join(f"<br>⚠ {escape(clipped(warned))}" for warned in job.warnings)
             seeds = ", ".join(map(str, job.seeds))
             several = "s" if len(job.seeds) > 1 else ""
             return note("done", f"Drawn in {job.seconds or 0:.1f} s, seed{several} {seeds}.{told}")
