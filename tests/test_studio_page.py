@@ -276,7 +276,8 @@ def test_heavy_drawings_ask_first(page: Any, folder: Path, monkeypatch: pytest.M
     page.locator("#sure").wait_for(state="hidden")
 
 
-def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let drawings stay at their fifth step until they are stopped."""
     monkeypatch.setattr(words, "is_heavy", lambda estimate: False)
     look = Worker._look
 
@@ -289,6 +290,10 @@ def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPa
             look(worker, live, step, time.monotonic())
 
     monkeypatch.setattr(Worker, "_look", stay)
+
+
+def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linger(monkeypatch)
     unfold(page, "settings")
     fill(page, "steps", 100)
     page.locator("#prompt textarea").fill("a clock")
@@ -301,6 +306,48 @@ def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPa
     page.locator("#status", has_text="Stopped.").wait_for()
     assert jobs(folder)[-1]["state"] == "cancelled"
     assert page.locator("#stop").is_disabled() and page.locator("img.coming").count() == 0
+
+
+@thorough
+def test_a_drawing_outlives_its_page(
+    page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(page)
+    linger(monkeypatch)
+    page.locator("#draw").click()
+    page.locator("#status", has_text="step 5 of 20").wait_for()
+    page.get_by_role("tab", name="History").click()
+    page.locator("#history img").first.click()
+    page.keyboard.press("Escape")  # closes the picture, and stops nothing
+    page.locator("#history .preview").wait_for(state="hidden")
+    page.reload()
+    page.locator("#status", has_text="step 5 of 20").wait_for()
+    assert jobs(folder)[-1]["state"] == "running"
+    page.locator("#stop:enabled").click()
+    page.locator("#status", has_text="Stopped.").wait_for()
+
+
+@thorough
+def test_what_is_saved_tells_what_it_shows(page: Any, folder: Path) -> None:
+    draw(page, "a red apple")
+    with page.expect_download() as saving:
+        page.locator("#gallery button[aria-label=Download]").click()
+    assert saving.value.suggested_filename == f"a-red-apple-{jobs(folder)[-1]['seed']}.png"
+
+
+@thorough
+def test_half_written_numbers_and_other_files_are_no_riddles(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    unfold(page, "settings")
+    for value in ("", "1000", "7"):
+        page.locator("#steps input[type=number]").fill(value)
+        page.wait_for_timeout(1000)
+    page.locator("#plan", has_text="7 steps").wait_for()
+    assert page.locator(".toast-body").count() == 0
+    unfold(page, "begin")
+    page.locator("#canvas canvas").first.wait_for()
+    page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "text.png")
+    page.locator("#begin .wrong", has_text="must be PNG, JPEG or WebP").wait_for()
 
 
 def test_what_is_wrong_is_said(page: Any, folder: Path) -> None:

@@ -30,7 +30,7 @@
   // Esc also closes a list, a picture looked at and the editor's tools; those stop nothing
   const closes = (target) =>
     document.fullscreenElement ||
-    target.closest?.("[aria-expanded=true], #history, #gallery, #canvas");
+    target.closest?.("input[aria-expanded=true], .preview, #canvas");
   const keys = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
