@@ -13,7 +13,7 @@ from tests.serving import small_service, until_over
 from pixsigma.errors import InputError
 from pixsigma.server.service import Service, Status
 from pixsigma.server.studio import wishes, words
-from pixsigma.server.studio.drawing import Named, Scene, Studio
+from pixsigma.server.studio.drawing import Scene, Studio, named
 
 # Gradio leaves event loops open and warns of its own future
 pytestmark = [
@@ -75,7 +75,7 @@ def test_a_picture_is_saved_under_its_prompt(service: Service) -> None:
 def test_gradio_hands_the_name_to_the_browser(tmp_path: Path) -> None:
     gr = pytest.importorskip("gradio", reason="needs gradio: pip install 'pixsigma[serve]'")
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
-    told = gr.Gallery().postprocess([(Named(tmp_path / "0.png", "fox-5"), "a fox")])
+    told = gr.Gallery().postprocess([(named(tmp_path / "0.png", "fox-5"), "a fox")])
     assert told.root[0].image.orig_name == "fox-5.png"
     assert told.root[0].image.path == str(tmp_path / "0.png")
 

@@ -15,6 +15,7 @@ from pixsigma.errors import InputError
 from pixsigma.evaluation.features import Array, extract
 from pixsigma.evaluation.retrieval import References, likeness
 from pixsigma.evaluation.segments import COLOURS, SIDE, Segment, has_colour, segments
+from pixsigma.given import is_whole
 
 TASKS = ("single", "two", "counting", "colours", "position", "binding")
 """One thing; two; so many; one of a colour; two beside each other; two of a colour each."""
@@ -42,7 +43,7 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.colour is not None and self.colour not in COLOURS:
             raise InputError(f"a colour is one of {', '.join(COLOURS)}, got {self.colour!r}")
-        if not isinstance(self.count, int) or self.count < 1:
+        if not is_whole(self.count):
             raise InputError(f"a count is a whole number above 0, got {self.count!r}")
 
 

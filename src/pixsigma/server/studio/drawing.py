@@ -37,16 +37,19 @@ class Named(type(Path())):  # type: ignore[misc]
     Gradio's gallery takes that from the path's last part; files of jobs are numbered there.
     """
 
-    def __new__(cls, path: Path, stem: str) -> "Named":
-        """The path, and the name without its ending."""
-        made: Named = super().__new__(cls, path)
-        made.shown = stem + path.suffix
-        return made
+    shown: str | None = None
 
     @property
     def name(self) -> str:
         """What it is saved as."""
-        return str(self.shown)
+        return self.shown or str(super().name)
+
+
+def named(path: Path, stem: str) -> Named:
+    """The picture at a path, saved under `stem` and the path's own ending."""
+    made = Named(path)
+    made.shown = stem + path.suffix
+    return made
 
 
 Pictures: TypeAlias = list[tuple[Path, str]]
@@ -195,7 +198,7 @@ class Studio:
         """The pictures of a job for a gallery."""
         prompt = str(job.request.get("prompt", ""))
         return [
-            (Named(path, picture_stem(prompt, seed)), f"{prompt[:TOLD]} · seed {seed}")
+            (named(path, picture_stem(prompt, seed)), f"{prompt[:TOLD]} · seed {seed}")
             for path, seed in zip(self.service.files(job), job.seeds, strict=True)
             if path.exists()
         ]
