@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from tests.small import small_pipeline
@@ -16,6 +17,16 @@ from pixsigma.server.jobs import Job
 from pixsigma.server.service import Service
 
 SMALL = {"width": 32, "height": 32, "num_inference_steps": 3}
+OF_GRADIO = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in (
+        "DeprecationWarning",
+        "UserWarning",
+        "ResourceWarning",
+        "pytest.PytestUnraisableExceptionWarning",
+    )
+]
+"""Marks of tests that import Gradio: it leaves event loops open and warns of its own future."""
 HOSTS = {"testserver", "localhost", "127.0.0.1"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.serving import serving, small_service, until_over
+from tests.serving import OF_GRADIO, serving, small_service, until_over
 
 from pixsigma.errors import InputError
 from pixsigma.machine import Machine
@@ -25,16 +25,7 @@ from pixsigma.server.studio.drawing import Scene, Studio
 from pixsigma.server.studio.estimate import Estimate, Estimator, Work, work_of
 from pixsigma.server.studio.history import History
 
-# Gradio leaves event loops open and warns of its own future
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in (
-        "DeprecationWarning",
-        "UserWarning",
-        "ResourceWarning",
-        "pytest.PytestUnraisableExceptionWarning",
-    )
-]
+pytestmark = OF_GRADIO
 
 
 @pytest.fixture(autouse=True)

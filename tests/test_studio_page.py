@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from tests.serving import listening
+from tests.serving import OF_GRADIO, listening
 
 from pixsigma.editing.opening import open_mask, open_picture
 from pixsigma.server.studio import drawing, words
@@ -43,16 +43,7 @@ pytestmark = [
         "PIXSIGMA_BROWSER" not in os.environ, reason="takes minutes: set PIXSIGMA_BROWSER=1"
     ),
     pytest.mark.timeout(1200),
-    *(
-        # Gradio leaves event loops open and warns of its own future
-        pytest.mark.filterwarnings(f"ignore::{kind}")
-        for kind in (
-            "DeprecationWarning",
-            "UserWarning",
-            "ResourceWarning",
-            "pytest.PytestUnraisableExceptionWarning",
-        )
-    ),
+    *OF_GRADIO,
 ]
 
 

@@ -8,23 +8,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.serving import small_service, until_over
+from tests.serving import OF_GRADIO, small_service, until_over
 
 from pixsigma.errors import InputError
 from pixsigma.server.service import Service, Status
 from pixsigma.server.studio import wishes, words
 from pixsigma.server.studio.drawing import Scene, Studio, named
 
-# Gradio leaves event loops open and warns of its own future
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in (
-        "DeprecationWarning",
-        "UserWarning",
-        "ResourceWarning",
-        "pytest.PytestUnraisableExceptionWarning",
-    )
-]
+pytestmark = OF_GRADIO
 
 FIELDS = {"prompt": "A red fox!", "width": 32, "height": 32, "num_inference_steps": 3, "seed": 5}
 

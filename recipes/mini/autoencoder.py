@@ -30,8 +30,9 @@ from torch.nn import functional as F
 
 from pixsigma.config import AutoencoderConfig
 from pixsigma.models.autoencoder import KLAutoencoder
+from pixsigma.training.checkpoint import save_checkpoint
 from pixsigma.training.optim import Muon
-from pixsigma.weights.files import atomic_write, save_tensors, write_json
+from pixsigma.weights.files import save_tensors, write_json
 from pixsigma.weights.folder import read_autoencoder
 
 CONFIG = AutoencoderConfig(
@@ -238,8 +239,7 @@ class Run:
             "seconds": self.seconds,
             "options": asdict(self.options),
         }
-        with atomic_write(self.out / CHECKPOINT) as temp:
-            torch.save(state, temp)
+        save_checkpoint(self.out / CHECKPOINT, state)
 
     def resume(self) -> None:
         """Go on from the checkpoint of `out`; raises SystemExit for one of other options.

@@ -14,6 +14,8 @@ half the ratio of noise to picture.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -95,15 +97,13 @@ def patches(x: Tensor) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-@torch.no_grad()
-def seen(model: Network, data: Features, layer: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """What enters a layer (N, D), and the v that is asked of those tokens (N, P·P·C)."""
-    x, t, batch, v = noised(data, PICTURES, seed)
+def inputs_of(layer: Any, call: Callable[[], object]) -> Tensor:
+    """What enters a layer (N, D) where something is called."""
     found: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0].flatten(0, 1)))
-    model(x, t.float(), batch.text.embeddings, batch.text.mask)
+    hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    call()
     hook.remove()
-    return found[0], patches(v).permute(0, 2, 3, 1).flatten(1)  # channels run fastest
+    return found[0].flatten(0, -2)
 
 
 @torch.no_grad()
@@ -159,33 +159,26 @@ def weigh(model: Network, lane: Tensor, variance: float) -> None:
     is alpha sigma (1 - s) / (alpha^2 s + sigma^2) x. What blocks read of times stays.
     """
     mlp, block = model.t_embedder.mlp, model.t_block[1]
-    times = torch.arange(SCHEDULE.config.num_train_timesteps)
-    before = model.t_block(model.t_embedder(times.float()))
-    ones = torch.ones(len(times), 1)
-    alpha, sigma = (
-        SCHEDULE.add_noise(ones, 0 * ones, times),
-        SCHEDULE.add_noise(0 * ones, ones, times),
-    )
-    wanted = alpha * sigma * (1 - variance) / (alpha**2 * variance + sigma**2)
-    features = []
-    hook = mlp[2].register_forward_pre_hook(lambda _, given: features.append(given[0]))
-    model.t_embedder(times.float())
-    hook.remove()
+    times = torch.arange(SCHEDULE.config.num_train_timesteps).float()
+
+    def read() -> Tensor:
+        told: Tensor = model.t_block(model.t_embedder(times))
+        return told
+
+    before = read()
+    squared = SCHEDULE.alphas_cumprod[:, None]
+    wanted = (squared * (1 - squared)).sqrt() * (1 - variance) / (squared * variance + 1 - squared)
     scale = model.final_layer.scale_shift_table[1, lane]
-    mlp[2].weight[lane], mlp[2].bias[lane] = fitted(features[0], wanted - 1 - scale)
-    block.weight[:], block.bias[:] = fitted(block_input(model, times), before)
+    given = inputs_of(mlp[2], read)
+    mlp[2].weight[lane], mlp[2].bias[lane] = fitted(given, wanted - 1 - scale, ridge=1e-8)
+    block.weight[:], block.bias[:] = fitted(inputs_of(block, read), before, ridge=1e-8)
 
 
-def block_input(model: Network, times: Tensor) -> Tensor:
-    """What the linear layer of `t_block` reads."""
-    return model.t_block[0](model.t_embedder(times.float()))
-
-
-def fitted(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def fitted(given: Tensor, wanted: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Weight and bias of the linear layer that is nearest to what is wanted, by least squares."""
     x = torch.cat([given, torch.ones_like(given[:, :1])], dim=1).double()
     gram = x.T @ x
-    gram += 1e-8 * gram.diagonal().mean() * torch.eye(len(gram))
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
     solved = torch.linalg.solve(gram, x.T @ wanted.double()).T.float()
     return solved[:, :-1], solved[:, -1]
 
@@ -193,18 +186,17 @@ def fitted(given: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def leave(model: Network, data: Features) -> None:
     """The way out by least squares, over many patches at all times."""
-    linear = model.final_layer.linear
-    gram = both = torch.zeros(1, 1, dtype=torch.float64)
+    linear, channels = model.final_layer.linear, model.config.in_channels
+    given, asked = [], []
     for seed in range(1, ROUNDS + 1):
-        given, asked = (x.double() for x in seen(model, data, linear, seed))
-        given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
-        gram, both = gram + given.T @ given, both + given.T @ asked
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
-    solved = torch.linalg.solve(gram, both).T.float()  # (P·P·C, D + 1)
-    channels = model.config.in_channels
-    squares = solved.unflatten(0, (-1, channels))
-    linear.weight.unflatten(0, (len(squares), -1))[:, :channels] = squares[..., :-1]
-    linear.bias.unflatten(0, (len(squares), -1))[:, :channels] = squares[..., -1]
+        x, t, batch, v = noised(data, PICTURES, seed)
+        told = partial(model, x, t.float(), batch.text.embeddings, batch.text.mask)
+        given.append(inputs_of(linear, told))
+        asked.append(patches(v).permute(0, 2, 3, 1).flatten(1))  # channels run fastest
+    weight, bias = fitted(torch.cat(given), torch.cat(asked), RIDGE)
+    for new, solved in ((linear.weight, weight), (linear.bias, bias)):
+        squares = solved.unflatten(0, (-1, channels))  # the variance's channels stay
+        new.unflatten(0, (len(squares), -1))[:, :channels] = squares
 
 
 def main() -> None:

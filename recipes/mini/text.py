@@ -32,6 +32,7 @@ from torch.nn import functional
 from pixsigma.config import T5Config
 from pixsigma.models.t5 import T5Encoder
 from pixsigma.models.text import Tokenizer
+from pixsigma.training.checkpoint import save_checkpoint
 from pixsigma.weights.files import atomic_write, save_tensors, write_json
 from pixsigma.weights.folder import read_text_encoder
 
@@ -333,8 +334,7 @@ def checkpoint(
         "used": used,
         "step": step,
     }
-    with atomic_write(out / "checkpoint.pt") as temp:
-        torch.save(state, temp)
+    save_checkpoint(out / "checkpoint.pt", state)
 
 
 def resume(student: Student, optimizer: torch.optim.Optimizer, out: Path) -> tuple[float, int]:

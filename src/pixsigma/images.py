@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import struct
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,13 +23,8 @@ from pixsigma.signing import Signer, credentials
 
 _LONGEST_STEM = 80
 
-_UNREADABLE = (
-    OSError,
-    UnidentifiedImageError,
-    ValueError,
-    SyntaxError,
-    Image.DecompressionBombError,
-)
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+"""What PIL raises for files that are no pictures."""
 
 
 # Tensors
@@ -183,7 +179,7 @@ def read_provenance(path: Path) -> tuple[dict[str, Any] | None, str | None]:
             return embedded(image)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
 
 

@@ -1,7 +1,6 @@
 """What a classifier of photographs sees in a picture: pooled features of EfficientNet-Lite0."""
 
 import hashlib
-import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixsigma.errors import InputError, MissingExtraError
+from pixsigma.images import UNREADABLE
 from pixsigma.weights.files import atomic_write
 
 Array = NDArray[Any]
@@ -68,17 +68,13 @@ def _pixels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1)
 
 
-_DAMAGED = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
-"""What PIL raises for files that are no pictures."""
-
-
 def read_picture(path: Path) -> Image.Image:
     """The picture of a file; raises InputError."""
     try:
         with Image.open(path) as picture:
             picture.load()
             return picture.copy()
-    except _DAMAGED as error:
+    except UNREADABLE as error:
         raise InputError(f"a picture to compare with cannot be read: {path} ({error})") from error
 
 

@@ -17,13 +17,13 @@ from pixsigma.training.adapter import sharing
 from pixsigma.training.control import refuse_hints
 from pixsigma.training.recipe import Recipe
 from pixsigma.weights.build import Part, resolve
-from pixsigma.weights.folder import open_transformer, read_sampler, read_transformer
+from pixsigma.weights.folder import open_transformer, read_sampler
 
 TRANSFORMER: tuple[Part, ...] = ("transformer",)
 
 
-def build_model(recipe: Recipe) -> PixArtTransformer:
-    """A fresh transformer, or one that begins with another's weights."""
+def build_model(recipe: Recipe) -> tuple[PixArtTransformer, Variant | None]:
+    """A fresh transformer, or one that begins with another's weights and is of its family."""
     section = recipe.model
     torch.manual_seed(recipe.run.seed)
     if section.init_from is not None:
@@ -31,22 +31,17 @@ def build_model(recipe: Recipe) -> PixArtTransformer:
         return stronger(section.init_from, section.told)
     model = PixArtTransformer(TransformerConfig(**section.told))
     model.init_weights()
-    return model
+    return model, None
 
 
-def family_of(recipe: Recipe) -> Variant | None:
-    """The family of the model that a run begins with, which its result is of too."""
-    name = recipe.model.init_from
-    return None if name is None else open_transformer(resolve(name, TRANSFORMER)).detected.variant
-
-
-def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:
+def stronger(name: str, told: dict[str, Any]) -> tuple[PixArtTransformer, Variant]:
     """A trained model at another resolution, or with KV compression (weak to strong, Σ 3.3).
 
     No weight depends on the size of the picture: positions are interpolated by their scale alone.
     Compression comes in as an average of its tokens. Raises MismatchError for other differences.
     """
-    weaker = read_transformer(resolve(name, TRANSFORMER), dtype=torch.float32)
+    opened = open_transformer(resolve(name, TRANSFORMER))
+    weaker = opened.load(torch.float32)
     config = dataclasses.replace(weaker.config, **told)
     free = {key: getattr(config, key) for key in ("sample_size", "interpolation_scale")}
     if weaker.config.kv_compression is None:
@@ -60,7 +55,7 @@ def stronger(name: str, told: dict[str, Any]) -> PixArtTransformer:
     lacking = model.load_state_dict(weaker.state_dict(), strict=False).missing_keys
     inserted = re.compile(r"blocks\.\d+\.attn\.(sr|norm)\.\w+")
     assert all(inserted.fullmatch(key) for key in lacking), "only compression may be new"
-    return model
+    return model, opened.detected.variant
 
 
 def teacher_of(recipe: Recipe, model: PixArtTransformer) -> PixArtTransformer:
@@ -71,7 +66,7 @@ def teacher_of(recipe: Recipe, model: PixArtTransformer) -> PixArtTransformer:
         return sharing(model, {})
     if name is not None:
         refuse_other_target(name, recipe)
-    teacher = copy.deepcopy(model) if name is None else stronger(name, {})
+    teacher = copy.deepcopy(model) if name is None else stronger(name, {})[0]
     return teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
 
 

@@ -25,7 +25,6 @@ from pixsigma.pages import keep_pages
 from pixsigma.training.adapter import put_on, save_adapter, sharing
 from pixsigma.training.beginning import (
     build_model,
-    family_of,
     refuse_misfit,
     refuse_unmasked,
     teacher_of,
@@ -115,8 +114,8 @@ class Trainer:
         self.data = self.read(recipe.features)
         self.streams = [Stream(self.data, self.order(self.data))]
         self.schedule = NoiseSchedule(ScheduleConfig(prediction_type=recipe.loss.prediction_type))
-        self.model: Any = build_model(recipe).to(self.accelerator.device)
-        self.family = family_of(recipe)
+        model, self.family = build_model(recipe)
+        self.model: Any = model.to(self.accelerator.device)
         self.check(self.data, recipe.features)
         if (prior := recipe.prior) is not None:
             classes = self.read(prior.features)
