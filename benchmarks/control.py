@@ -1,6 +1,6 @@
 """Do drawings follow outlines: edge agreement on held-out pictures, with a ControlNet and without.
 
-    python benchmarks/control.py --data DATA --control NET --out scores [--size 128]
+    python benchmarks/control.py --data DATA --control NET --out scores [--size 256]
 
 DATA is what `recipes/mini/data.py` makes; NET a ControlNet for edges. Outlines are those of pairs
 of thing and style that training never saw: as they lie in DATA (`--pictures held_out.jsonl`), or
@@ -141,7 +141,7 @@ def main() -> None:
     found.add_argument("--control", type=Path, required=True, help="a ControlNet for edges")
     found.add_argument("--pictures", default="held_out_moved.jsonl", help="a list in DATA")
     found.add_argument("--model", default="mini")
-    found.add_argument("--size", type=int, default=128)
+    found.add_argument("--size", type=int, default=256)
     found.add_argument("--num", type=positive, default=30, help="outlines, spread over the list")
     found.add_argument("--seeds", type=positive, default=2)
     found.add_argument("--steps", type=int, default=20)

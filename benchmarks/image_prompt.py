@@ -1,6 +1,6 @@
 """Does a drawing show what its image prompt shows: retrieval by a classifier of photographs.
 
-    python benchmarks/image_prompt.py --data DATA --prompt NET --out scores [--size 128]
+    python benchmarks/image_prompt.py --data DATA --prompt NET --out scores [--size 256]
 
 DATA is what `recipes/mini/data.py` makes; NET an image prompt. Pictures are of pairs of thing and
 style that training never saw, and of an artist whom it never saw. Each is given as image prompt
@@ -93,7 +93,7 @@ def main() -> None:
     found.add_argument("--data", type=Path, required=True, help="folder of recipes/mini/data.py")
     found.add_argument("--prompt", required=True, help="an image prompt")
     found.add_argument("--model", default="mini")
-    found.add_argument("--size", type=int, default=128)
+    found.add_argument("--size", type=int, default=256)
     found.add_argument("--num", type=positive, default=60, help="pictures of the unseen artist")
     found.add_argument("--steps", type=int, default=20)
     found.add_argument("--guidance", type=float, default=3.0)

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SHOWN, STEPS = 128, 12
 """Side of a picture on the page, and steps of a drawing, where a row says nothing else."""
 
-LOOKED_AT = "12a92042c5f9"
+LOOKED_AT = "daff34f30054"
 """The mark of the model whose pictures the notes speak of."""
 
 APPLE, HOUSE, CAT = "a red apple, 3D", "a house in a meadow", "a cat on a blue background"
@@ -112,8 +112,8 @@ def text_rows(side: int) -> list[Row]:
         Row(
             "shapes",
             "Sizes and shapes",
-            "Sides are multiples of 16. These were in the making together, as all of a row on this "
-            "page are: one call of `draw_many`.",
+            "Sides are multiples of 16, with `mini` of 32. These were in the making together, as "
+            "all of a row on this page are: one call of `draw_many`.",
             f'pixsigma generate "a red car" --size {wide}x{low}',
             [(f"{w}x{h}", asked("a red car", 1, width=w, height=h)) for w, h in shapes],
             f"`mini` was trained on squares of {side} pixels last; other shapes bend its things.",
@@ -325,8 +325,10 @@ def language_rows(side: int) -> list[Row]:
 
 def elsewhere(picture: Image.Image) -> Image.Image:
     """The same smaller and low on the left, where no prompt would put it."""
-    canvas = Image.new("RGB", (128, 128), picture.getpixel((0, 0)))
-    canvas.paste(picture.resize((80, 80), Resampling.LANCZOS), (4, 44))
+    side = picture.width
+    canvas = Image.new("RGB", (side, side), picture.getpixel((0, 0)))
+    smaller = picture.resize(2 * [side * 5 // 8], Resampling.LANCZOS)
+    canvas.paste(smaller, (side // 32, side * 11 // 32))
     return canvas
 
 
@@ -338,7 +340,7 @@ def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]
     for drawn_before, prompt in ((APPLE, "an orange, 3D"), (CAT, "a dog on a blue background")):
         picture = elsewhere(made[drawn_before])
         hint = {"kind": "edges", "hint": as_data(picture), "network": network}
-        plain = asked(prompt, 6, width=128, height=128)
+        plain = asked(prompt, 6)
         cells += [
             (f"outlines of {drawn_before}", edges(picture)),
             (f"{prompt}, without", plain),
@@ -348,8 +350,8 @@ def control_rows(made: dict[str, Image.Image], network: str | None) -> list[Row]
         Row(
             "control",
             "Hints",
-            "A ControlNet leads by outlines, here of a drawing made smaller and moved, at 128 "
-            "pixels. [control.md](control.md) tells how this one was trained.",
+            "A ControlNet leads by outlines, here of a drawing made smaller and moved. "
+            "[control.md](control.md) tells how this one was trained.",
             'pixsigma generate "an orange, 3D" --control edges:apple.png --controlnet NET',
             cells,
             "The orange takes the apple's place, size and leaf, and the dog the cat's place and "

@@ -99,6 +99,9 @@ def test_aspects_give_trained_sizes_where_there_are_some() -> None:
     assert size_for_aspect(1024, width=1, height=1) == (1024, 1024)
     assert size_for_aspect(128, width=16, height=9) == (96, 176)
     assert size_for_aspect(128, width=1, height=4) == (256, 64)
+    assert size_for_aspect(256, width=3, height=2) == (208, 304)
+    assert size_for_aspect(256, width=3, height=2, multiple=32) == (224, 320)
+    assert size_for_aspect(512, width=3, height=2, multiple=32) == (416, 608)
 
 
 @pytest.mark.parametrize(("width", "height"), [(5, 1), (1, 5), (0, 1), (1, 0)])

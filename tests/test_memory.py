@@ -274,7 +274,7 @@ def test_too_little_memory_is_refused_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "load", lambda *a: pytest.fail("loaded"))
-    with pytest.raises(OutOfMemoryError, match="mini at 128x128 needs"):
+    with pytest.raises(OutOfMemoryError, match="mini at 256x256 needs"):
         fitted(tmp_path, memory="50MB")
 
 
@@ -296,22 +296,22 @@ def test_large_drawings_are_planned_without_being_asked() -> None:
 
 
 def asked(*requests: dict[str, Any], at_once: int = 1) -> tuple[Wish, ...]:
-    """Of a model of 128 pixels; `image` is as large as it says."""
+    """Of a model of 256 pixels; `image` is as large as it says."""
     made = [GenerationRequest.model_validate({"prompt": "x"} | request) for request in requests]
-    native = facts_of("mini").default_size
-    made = [fitting.sized(request, native, None) for request in made]
-    return needs_of(made, facts_of("mini"), at_once)
+    mini = facts_of("mini")
+    made = [fitting.sized(request, mini.default_size, mini.multiple, None) for request in made]
+    return needs_of(made, mini, at_once)
 
 
 def test_a_picture_counts_as_large_as_it_is_drawn(tmp_path: Path) -> None:
     Image.new("RGB", (1000, 600)).save(tmp_path / "in.png")
     image = {"image": str(tmp_path / "in.png")}
     (plain,) = asked({})
-    assert (plain.width, plain.height, plain.begins) == (128, 128, False)
+    assert (plain.width, plain.height, plain.begins) == (256, 256, False)
     (edited,) = asked(image)
-    assert (edited.width, edited.height, edited.begins) == (1008, 608, True)
+    assert (edited.width, edited.height, edited.begins) == (1024, 608, True)
     (extended,) = asked(image | {"extend": {"left": 200}})
-    assert extended.width == 1200
+    assert extended.width == 1216
     (scaled,) = asked(image | {"width": 64, "height": 32})
     assert (scaled.width, scaled.height) == (64, 32)
     (tiled,) = asked(image | {"tiled": True})
@@ -353,11 +353,12 @@ def test_pictures_that_share_batches_count_together_up_to_what_one_holds() -> No
     small = {"width": 64, "height": 64}
     assert asked(*[small] * 5, at_once=4)[0].pictures == 4
     assert asked(*[small] * 3, at_once=4)[0].pictures == 3
-    large = {"width": 1024, "height": 1024}
+    large = {"width": 2048, "height": 2048}
     assert asked(*[large] * 5, at_once=4)[0].pictures == 2
     assert asked(large | {"num_images": 5}, at_once=4)[0].pictures == 5  # one request is not parted
-    largest, widest = asked(large, small | {"num_images": 300}, at_once=1)
-    assert (largest.width, widest.pictures) == (1024, 300)
+    many = {"width": 128, "height": 128, "num_images": 300}
+    largest, widest = asked(large, many, at_once=1)
+    assert (largest.width, widest.pictures) == (2048, 300)
 
 
 def test_more_pictures_and_rows_take_more_and_one_at_a_time_is_advised() -> None:
@@ -391,8 +392,8 @@ def test_the_plan_is_of_what_asks_most(tmp_path: Path, monkeypatch: pytest.Monke
     Image.new("RGB", (1504, 1008)).save(tmp_path / "photo.png")
     photo = GenerationRequest(prompt="x", image=str(tmp_path / "photo.png"))
     made: Any = fitted(tmp_path, requests=[GenerationRequest(prompt="x"), photo])
-    assert (made.wish.width, made.wish.height) == (1504, 1008)
-    with pytest.raises(OutOfMemoryError, match="mini at 1504x1008 needs"):
+    assert (made.wish.width, made.wish.height) == (1504, 1024)
+    with pytest.raises(OutOfMemoryError, match="mini at 1504x1024 needs"):
         fitted(tmp_path, requests=[photo], memory="500MB")
     shaped: Any = fitted(tmp_path, memory="40GB", aspect=(2, 1))
-    assert (shaped.wish.width, shaped.wish.height) == (176, 96)
+    assert (shaped.wish.width, shaped.wish.height) == (352, 192)

@@ -1,27 +1,20 @@
 """mini's composed training data: what captions say is what pictures show."""
 
-import copy
 import json
 import pickle
 import random
 import sys
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from tests.small import small_features, small_transformer
-from torch.nn.functional import avg_pool2d
 
-from pixsigma.config import TransformerConfig
 from pixsigma.evaluation.compositions import RELATIONS, TASKS, Composition, Wanted
 from pixsigma.evaluation.segments import has_colour, segments
-from pixsigma.models.transformer import PixArtTransformer
-from pixsigma.weights.folder import read_transformer, save_transformer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 
@@ -324,6 +317,33 @@ def test_a_run_goes_on_as_it_was_begun(
     assert coder.Options(**torch.load(tmp_path / "checkpoint.pt")["options"]).batch == 2
 
 
+def test_a_decoder_learns_from_crops_of_the_side_that_is_drawn(coder: ModuleType) -> None:
+    data = {
+        size: torch.full((9, 3, size, size), size - 1, dtype=torch.uint8) for size in coder.SIZES
+    }
+    for side, other in ((128, (8, 128)), (256, (2, 256))):
+        options = coder.Options(batch=8, decoder=True, side=side)
+        seen = [coder.training_batch(data, step, options) for step in range(4)]
+        assert [(len(b), b.shape[-1]) for b in seen] == [(8, 128)] * 3 + [other]
+        wanted = [coder.as_images(torch.tensor(s - 1)) for s in (side, side, side, 256)]
+        assert torch.equal(torch.stack([batch.max() for batch in seen]), torch.stack(wanted))
+
+
+def test_a_decoder_learns_from_latents_with_noise(
+    coder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images, given = torch.zeros(64, 3, 32, 32), []
+    for noise in (0.0, 0.2):
+        options = coder.Options(decoder=True, noise=noise)
+        model = coder.Run(options, tmp_path).model
+        decode = model.decode
+        monkeypatch.setattr(model, "decode", lambda z: given.append(z) or decode(z))  # noqa: B023
+        torch.manual_seed(0)
+        coder.training_loss(model, images, options)
+    deviations = (given[1] - given[0]).flatten(1).std(dim=1)
+    assert 0 < deviations.min() < 0.05 and 0.15 < deviations.max() < 0.25
+
+
 def test_a_decoder_is_trained_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
     import autoencoder as script
@@ -342,61 +362,31 @@ def test_a_decoder_is_trained_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert torch.equal(script.read_autoencoder(tmp_path / "vae").quant_conv.weight, quant)
 
 
-@pytest.fixture
-def coarser(beside: None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script that begins with patches of 4, on fewer pictures."""
-    import coarser
-
-    for name, few in (("PICTURES", 64), ("FEW", 4), ("STEPS", 300)):
-        monkeypatch.setattr(coarser, name, few)
-    return coarser
-
-
-def test_patches_of_four_begin_with_what_patches_of_two_know(
-    coarser: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_more_level_keeps_the_latents(
+    coder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = TransformerConfig(
-        num_layers=2, num_attention_heads=2, attention_head_dim=32, caption_channels=12
-    )
-    weaker = small_transformer(replace(small, sample_size=4, interpolation_scale=0.0625))
-    quick = weaker.t_embedder.mlp[0].weight.data.view(-1, 2, 128)[..., :70]
-    quick.zero_()  # a trained network reads times smoothly
-    features = small_features(tmp_path / "features.safetensors", 12, num=64, side=8)
-    told = load_file(features)
-    smooth = torch.randn(64, 4, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    save_file(told | {"mean": smooth + 0.2 * torch.randn(64, 4, 8, 8)}, features)
-    save_transformer(weaker, tmp_path / "weaker")
-    paths = [str(tmp_path / "weaker"), str(features), str(tmp_path / "wide")]
-    monkeypatch.setattr(sys, "argv", ["coarser.py", *paths])
-    coarser.main()
-    model = read_transformer(tmp_path / "wide")
-    assert (model.config.patch_size, model.config.sample_size) == (4, 8)
-    assert torch.equal(model.positions(2, 2, model.device), weaker.positions(2, 2, model.device))
+    import larger
 
-    # what blocks read of a time is what they read of the earlier one
-    times = torch.tensor([100.0, 500.0, 900.0])
-    before = coarser.earlier()[times.long()].float()
-    read, known = (m.embed(t).t0 for m, t in ((model, times), (weaker, before)))
-    assert (read - known).norm() <= 0.05 * known.norm()
-
-    # differences within a mean go straight through, as much of them as noise of a time asks for
-    within = coarser.differences(4)
-    assert torch.allclose(within.flatten(1) @ within.flatten(1).T, torch.eye(48), atol=1e-6)
-    assert avg_pool2d(within, 2).abs().max() < 1e-6
-    x, t, batch, v = coarser.noised(coarser.open_features(features), 64, seed=9)
-    with torch.no_grad():
-        answers = [
-            m(x, t.float(), batch.text.embeddings, batch.text.mask)[:, :4]
-            for m in (model, blind(model, within))
-        ]
-    missed, drowned = ((coarser.patches(answer - v)).flatten(1) for answer in answers)
-    basis = within.flatten(1).T
-    assert (missed @ basis).square().mean() < 0.5 * (drowned @ basis).square().mean()
-
-
-def blind(model: PixArtTransformer, within: torch.Tensor) -> PixArtTransformer:
-    """The model that sees no differences within a mean."""
-    same = copy.deepcopy(model)
-    enters, basis = same.x_embedder.proj.weight.data, within.flatten(1)
-    enters -= (enters.flatten(1) @ basis.T @ basis).view_as(enters)
-    return same
+    monkeypatch.setattr(coder, "NUM_HELD_OUT", 2)
+    monkeypatch.setattr(larger, "BATCH", 4)
+    before = coder.Run(coder.Options(), tmp_path).model.requires_grad_(False)
+    before.decoder.conv_out.weight *= torch.tensor([0.0, 1.0, 0.0]).outer(torch.tensor([0.0, 1, 0]))
+    coder.write_folder(before, before.config, tmp_path / "before")
+    (tmp_path / "images").mkdir()
+    rows = []
+    for n in range(6):
+        noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((256, 256)).save(tmp_path / "images" / f"{n}.png")
+        rows.append(f'{{"path": "images/{n}.png"}}\n')
+    (tmp_path / "captions.jsonl").write_text("".join(rows[:4]))
+    (tmp_path / "held_out.jsonl").write_text("".join(rows[4:]))
+    paths = [str(tmp_path / name) for name in ("before", ".", "after")]
+    monkeypatch.setattr(sys, "argv", ["larger.py", *paths, "--steps", "150"])
+    larger.main()
+    after = coder.read_autoencoder(tmp_path / "after", dtype=torch.float32)
+    assert after.config.factor == 2 * before.config.factor
+    held = coder.read_pictures([tmp_path / "images" / f"{n}.png" for n in (4, 5)])
+    assert larger.kept(after, before, held) < 0.3
+    z = torch.randn(1, 4, 4, 4)
+    doubled = before.decode(z).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    torch.testing.assert_close(after.decode(z), doubled)

@@ -6,6 +6,8 @@ import io
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image
 from tests.serving import OF_GRADIO, serving, small_service, until_over
 
 from pixsigma.errors import InputError
+from pixsigma.images import write_picture
 from pixsigma.machine import Machine
 from pixsigma.server.limits import Limits
 from pixsigma.server.service import Service, Status
@@ -232,7 +235,7 @@ def test_again_and_vary_draw_another(service: Service, studio: Studio) -> None:
     first = drawn(studio)
     history = History(studio, ANN)
     *_, again = all_of(history.again((first.job, 0)))  # type: ignore[arg-type]
-    *_, like = all_of(history.vary((first.job, 0)))  # type: ignore[arg-type]
+    *_, like = all_of(history.begun((first.job, 0), wishes.variation))  # type: ignore[arg-type]
     jobs = [service.store.get(str(scene.job)) for scene in (first, again, like)]
     assert len({job.seeds[0] for job in jobs}) == 3
     same = ("prompt", "width", "height", "num_inference_steps", "image")
@@ -241,6 +244,56 @@ def test_again_and_vary_draw_another(service: Service, studio: Studio) -> None:
     assert Image.open(like.pictures[0][0]).size == (32, 32)
     (refused,) = all_of(history.again(None))
     assert "choose a picture first" in refused.words
+
+
+def test_pictures_become_larger(service: Service, studio: Studio) -> None:
+    first = drawn(studio)
+    history = History(studio, ANN)
+    cases = (
+        (wishes.enlarged, (64, 64), {"tiled": True}),
+        (partial(wishes.wider, sides=["left"]), (48, 32), {"extend": {"left": 16}}),
+        (partial(wishes.wider, sides=["top", "right"]), (48, 48), {"tiled": False}),
+    )
+    for changes, size, told in cases:
+        *_, scene = all_of(history.begun((first.job, 0), changes))  # type: ignore[arg-type]
+        request = service.store.get(str(scene.job)).request
+        assert told.items() <= request.items() and request["prompt"] == WISH["prompt"]
+        assert Image.open(scene.pictures[0][0]).size == size
+    assert wishes.wider((1024, 256), ["left", "bottom"]) == {"extend": {"left": 256, "bottom": 64}}
+
+
+def test_a_file_gives_its_settings(service: Service, studio: Studio) -> None:
+    from pixsigma.server.studio.taking import taken
+
+    scene = drawn(studio, negative="fog", style="ink", seed=11)
+    values, left = taken(studio, scene.pictures[0][0], "other")  # type: ignore[index]
+    assert left == [] and values == {
+        **values,
+        **WISH,
+        "negative": "fog",
+        "style": "ink",
+        "seed": 11,
+    }
+
+
+def test_what_the_form_has_no_place_for_is_told(studio: Studio, tmp_path: Path) -> None:
+    from pixsigma.server.studio.taking import taken
+
+    settings = {"prompt": "a fox", "model": "another", "loras": [{"path": "/gone", "weight": 0.5}]}
+    settings |= {"two_pass": True, "strength": 0.4, "eta": 0.0, "style": {"name": "own"}}
+    picture = Image.new("RGB", (8, 8))
+    path = write_picture(picture, tmp_path, "a", settings | {"style": None}, suffix=".jpg")
+    values, left = taken(studio, path, "small")
+    assert left == ["strength", "two_pass", "model", "loras"]
+    assert (values["prompt"], values["model"], values["loras"]) == ("a fox", "small", [])
+    assert values["guidance"] == 4.5 and values["width"] is None
+    bad = {"b": settings, "c": None, "d": {"prompt": "a", "num_inference_steps": "x"}}
+    for name, told in {"b": "style", "c": "this file holds no settings", "d": "steps"}.items():
+        path = write_picture(picture, tmp_path, name, bad[name])
+        with pytest.raises(InputError, match=told):
+            taken(studio, path, "small")
+    with pytest.raises(InputError, match="PNG, JPEG, WEBP, this is none"):
+        taken(studio, Path(__file__), "small")
 
 
 def test_deleted_pictures_are_gone(service: Service, studio: Studio) -> None:
@@ -326,11 +379,15 @@ def test_what_is_painted_is_the_mask() -> None:
 
 
 def test_shapes_and_sizes_are_pixels_and_back() -> None:
-    assert wishes.sized(1024, "3:2", "normal") == {"width": 1216, "height": 832}
-    assert wishes.sized(128, "16:9", "small") == {"width": 80, "height": 48}
-    back = wishes.size_widgets(1216, 832, 1024)
+    large = wishes.Native(1024)
+    assert wishes.sized(large, "3:2", "normal") == {"width": 1216, "height": 832}
+    assert wishes.sized(wishes.Native(128), "16:9", "small") == {"width": 80, "height": 48}
+    coarse = wishes.Native(256, 32)
+    for shape, scale in product(wishes.SHAPES, wishes.SCALES):
+        assert all(side % 32 == 0 for side in wishes.sized(coarse, shape, scale).values())
+    back = wishes.size_widgets(1216, 832, large)
     assert (back["shape"], back["scale"], back["width"]) == ("3:2", "normal", None)
-    odd = wishes.size_widgets(64, 496, 1024)
+    odd = wishes.size_widgets(64, 496, large)
     assert (odd["width"], odd["height"], odd["shape"]) == (64, 496, "9:16")
     assert wishes.nearest_shape((4000, 3000)) in ("1:1", "3:2")
 
@@ -339,6 +396,17 @@ def png(size: tuple[int, int], kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, kind)
     return buffer.getvalue()
+
+
+def test_pictures_of_telephones_are_shrunk() -> None:
+    from pixsigma.server.studio.canvas import shrunk
+
+    small, large = Image.new("RGB", (20, 20)), Image.new("RGBA", (60, 30))
+    assert shrunk(small, 400) is small and shrunk(None, 400) is None
+    fitted = shrunk(large, 400)
+    assert fitted is not None and fitted.size == (28, 14) and fitted.info["given"] == (60, 30)
+    sliver = shrunk(Image.new("RGB", (2000, 1)), 400)
+    assert sliver is not None and sliver.size == (400, 1)
 
 
 def test_uploads_are_measured_before_they_are_decoded(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.serving import OF_GRADIO, listening
 
 from pixsigma.editing.opening import open_mask, open_picture
+from pixsigma.images import write_picture
 from pixsigma.server.studio import drawing, words
 from pixsigma.server.worker import Worker
 
@@ -291,6 +292,8 @@ def test_stop_really_stops(page: Any, folder: Path, monkeypatch: pytest.MonkeyPa
     page.keyboard.press("Control+Enter")
     page.locator("#status progress").wait_for()
     page.locator("#status", has_text="step 5 of 100").wait_for()
+    page.locator("#prompt textarea").press("Enter")
+    page.locator(".toast-body", has_text="One drawing at a time").wait_for()
     assert "left" in page.locator("#status").inner_text()
     page.locator("img.coming").wait_for()
     page.keyboard.press("Escape")
@@ -327,6 +330,34 @@ def test_what_is_saved_tells_what_it_shows(
     with page.expect_download() as saving:
         page.locator("#gallery button[aria-label=Download]").click()
     assert saving.value.suggested_filename == f"a-red-apple-{jobs(folder)[-1]['seed']}.png"
+
+
+@thorough
+def test_a_file_fills_the_form(page: Any, folder: Path, tmp_path: Path) -> None:
+    settings = {"prompt": "a teal house", "seed": 41, "num_inference_steps": 9, "two_pass": True}
+    path = write_picture(Image.new("RGB", (8, 8)), tmp_path, "house", settings)
+    unfold(page, "settings")
+    with page.expect_file_chooser() as asking:
+        page.locator("#file").click()
+    asking.value.set_files(path)
+    page.locator(".toast-body", has_text="two_pass, model").wait_for()
+    assert page.locator("#prompt textarea").input_value() == "a teal house"
+    page.locator("#draw").click()
+    drawn(page)
+    job = jobs(folder)[-1]
+    assert (job["seed"], job["num_inference_steps"]) == (41, 9)
+
+
+@thorough
+def test_pictures_are_drawn_on(page: Any, folder: Path) -> None:
+    draw(page, "a tree")
+    side = page.evaluate("document.querySelector('#gallery img').naturalWidth")
+    for button, width in (("Extend left", side + side // 4), ("Enlarge", 2 * (side + side // 4))):
+        before = len(jobs(folder))
+        page.locator(".tools button:visible", has_text=button).click()
+        assert until(folder, before + 1)[-1]["state"] == "done"
+        wide = "width => document.querySelector('#gallery img')?.naturalWidth == width"
+        page.wait_for_function(wide, arg=width)
 
 
 @thorough

@@ -89,5 +89,10 @@ def test_training_tables() -> None:
     assert len(set(sizes)) == len(sizes)
     assert all(h % 16 == 0 and w % 16 == 0 for h, w in sizes)
     assert sorted(sizes, key=lambda s: s[0] / s[1]) == sizes
+    coarse = training_table(256, multiple=32)
+    assert (256, 256) in coarse.values() and len(coarse) > 5
+    assert all(h % 32 == 0 and w % 32 == 0 for h, w in coarse.values())
+    with pytest.raises(SizeError):
+        training_table(48, multiple=32)
     with pytest.raises(SizeError):
         training_table(100)

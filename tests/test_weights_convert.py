@@ -110,7 +110,7 @@ def test_a_folder_is_described(tmp_path: Path, kind: str):
     save_folder(tmp_path, transformer=model, text_encoder=text, autoencoder=vae, variant=variant)
     info = describe(tmp_path)
     assert (info.kind, info.names, info.variant) == ("folder", "diffusers", variant)
-    assert info.resolution == KINDS[kind].sample_size * 8
+    assert info.resolution == KINDS[kind].sample_size * vae.config.factor
     assert (info.num_layers, info.width, info.precision) == (2, 72, "float32")
     assert (info.qk_norm, info.kv_compression) == (kind == "normed", KINDS[kind].kv_compression)
     counts = [sum(p.numel() for p in m.parameters()) for m in (model, text.encoder, vae)]

@@ -42,7 +42,7 @@ def test_every_kind_is_detected(kind: str, names: str):
         DIFFUSERS.to_theirs(tensors) if names == "diffusers" else tensors, "x-512.pth"
     )
     if kind == "alpha":
-        assert (found.variant, found.resolution) == ("alpha", 512)
+        assert (found.variant, found.config.sample_size) == ("alpha", 512 // 8)
         found = detect_transformer(tensors)
     assert found.config == config
 
@@ -52,7 +52,7 @@ def test_the_published_files_are_detected_by_their_names(name: str):
     preset = PRESETS[name]
     found = detect_transformer(shapes(preset.transformer), preset.file.split("/")[-1])
     assert found.config == preset.transformer
-    assert (found.variant, found.resolution) == (preset.variant, preset.resolution)
+    assert (found.variant, found.config.sample_size) == (preset.variant, preset.resolution // 8)
 
 
 def test_other_depths_are_detected():
@@ -67,7 +67,7 @@ def test_compressed_layers_and_ratio_are_detected():
 
 def test_the_position_table_of_older_files_tells_the_resolution():
     found = detect_transformer(shapes(XL, pos_embed=(1, 128 * 128, 1152)), "renamed-512.pth")
-    assert found.resolution == 2048
+    assert found.config.sample_size == 2048 // 8
     assert found.config.interpolation_scale == 4.0
 
 
@@ -92,7 +92,7 @@ def test_prefixes_of_other_programs_are_seen_through():
 
 def test_hints_go_before_the_name():
     found = detect_transformer(shapes(SIGMA), "512.pth", resolution=256, variant="alpha")
-    assert (found.resolution, found.config.interpolation_scale) == (256, 1.0)
+    assert (found.config.sample_size, found.config.interpolation_scale) == (256 // 8, 1.0)
 
 
 def test_a_resolution_that_nothing_tells_is_asked_for():

@@ -1,14 +1,18 @@
 """Train mini's KL autoencoder from scratch on the pictures of `data.py`; the schedule is by time.
 
-    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--init VAE [--decoder]] [--resume]
+    python recipes/mini/autoencoder.py DATA OUT [--minutes 24] [--resume]
+        [--init VAE [--decoder [--side 256] [--noise 0.2]]]
 
 `--init` goes on from the weights of a folder that it wrote, with a schedule of its own. With
 `--decoder` what pictures are in latents stays as it is, and so whatever was trained on them; the
-decoder learns from whole pictures of the size that mini draws, a quarter of the time from crops of
-larger ones. Writes OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae
-(diffusers layout), OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with
-`--resume` and the options that it was begun with, but for the minutes; without it, a folder that
-holds a run is refused.
+decoder learns from whole pictures of 128 px and a quarter of the time from crops of those of 256,
+or with `--side 256` from such crops and a quarter of the time from whole pictures of 256. With
+`--noise` each picture's latents get noise of a deviation between 0 and that, so that what a
+transformer leaves of it is not decoded as grain.
+Writes OUT/checkpoint.pt every two minutes, OUT/log.txt, and at the end OUT/vae (diffusers layout),
+OUT/reconstructions.png and OUT/READY. A run that was cut off goes on with `--resume` and the
+options that it was begun with, but for the minutes; without it, a folder that holds a run is
+refused.
 On processors, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set high spare most page faults.
 """
 
@@ -65,6 +69,10 @@ class Options:
     seed: int = 0
     decoder: bool = False
     """Whether the decoder alone is trained."""
+    side: int = WHOLE
+    """Pixels of the pictures that the decoder alone mostly learns from: 128 or 256."""
+    noise: float = 0.0
+    """Most deviation of noise on the latents that the decoder alone learns from."""
 
 
 # Pictures
@@ -106,10 +114,7 @@ def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
     """Crops of one side from pictures of all sizes; every fourth batch, whole pictures."""
     rng = np.random.default_rng((options.seed, step))
     if options.decoder:
-        source = data[2 * WHOLE if step % 4 == 3 else WHOLE]
-        some = source[rng.integers(len(source), size=options.batch)]
-        top, left = rng.integers(source.shape[-1] - WHOLE + 1, size=2)
-        return as_images(flipped(some[..., top : top + WHOLE, left : left + WHOLE], rng))
+        return decoder_batch(data, step, options, rng)
     if step % 4 == 3:
         whole = data[WHOLE]
         picked = whole[rng.integers(len(whole), size=max(1, options.batch // 4))]
@@ -121,6 +126,21 @@ def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
         top, left = rng.integers(size - CROP + 1, size=2)
         crops.append(data[size][i, :, top : top + CROP, left : left + CROP])
     return as_images(flipped(torch.stack(crops), rng))
+
+
+def decoder_batch(data: Pictures, step: int, options: Options, rng: np.random.Generator) -> Tensor:
+    """Parts of 128 px of pictures of the side that is drawn; every fourth batch of, or all of, 256.
+
+    A whole picture has four times the pixels, so there are a quarter as many.
+    """
+    rare = step % 4 == 3
+    num, side = options.batch, WHOLE
+    if rare and options.side > WHOLE:
+        num, side = max(1, num // 4), options.side
+    source = data[2 * WHOLE if rare else options.side]
+    some = source[rng.integers(len(source), size=num)]
+    top, left = rng.integers(source.shape[-1] - side + 1, size=2)
+    return as_images(flipped(some[..., top : top + side, left : left + side], rng))
 
 
 def flipped(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -147,7 +167,10 @@ def training_loss(model: KLAutoencoder, images: Tensor, options: Options) -> tup
     """The whole loss, and the divergence alone."""
     with torch.set_grad_enabled(not options.decoder):
         mean, std = model.moments(images)
-    decoded = model.decode(mean + std * torch.randn_like(std))
+    latents = mean + std * torch.randn_like(std)
+    if options.noise:
+        latents += options.noise * torch.rand(len(mean), 1, 1, 1) * torch.randn_like(mean)
+    decoded = model.decode(latents)
     divergence = 0.5 * (mean.square() + std.square() - 1).mean() - std.log().mean()
     return reconstruction_loss(decoded, images) + options.kl * divergence, divergence
 
@@ -177,9 +200,9 @@ class Run:
     def __init__(self, options: Options, out: Path, init: Path | None = None) -> None:
         torch.manual_seed(options.seed)
         self.options, self.out = options, out
-        self.model = KLAutoencoder(CONFIG)
-        if init is not None:
-            before = read_autoencoder(init, dtype=torch.float32)
+        before = None if init is None else read_autoencoder(init, dtype=torch.float32)
+        self.model = KLAutoencoder(CONFIG if before is None else before.config)
+        if before is not None:
             self.model.load_state_dict(before.state_dict())
         if options.decoder:
             for name, weight in self.model.named_parameters():
@@ -343,13 +366,13 @@ def finish(run: Run, data: Pictures, held: Pictures) -> str:
     if not run.options.decoder:
         standardize(model, means)
     score = quality(model, held)
-    write_folder(model, CONFIG, run.out / "vae")
+    write_folder(model, model.config, run.out / "vae")
     write_sheet(model, held, run.out / "reconstructions.png")
     parameters = sum(p.numel() for p in model.parameters())
     spreads = [round(float(s), 3) for s in means.std(dim=(0, 2, 3))]
     return (
         f"{score}; {run.step} steps, {run.seconds / 60:.1f} min, {parameters} parameters; "
-        f"scaling_factor {CONFIG.scaling_factor}; deviations before standardising {spreads}"
+        f"scaling_factor {model.config.scaling_factor}; deviations before standardising {spreads}"
     )
 
 
@@ -363,17 +386,22 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=Options.lr)
     parser.add_argument("--init", type=Path, help="folder of weights to go on from")
     parser.add_argument("--decoder", action="store_true", help="train it alone; needs --init")
+    parser.add_argument("--side", type=int, choices=(WHOLE, 2 * WHOLE), default=Options.side)
+    parser.add_argument("--noise", type=float, default=Options.noise)
     parser.add_argument("--batch", type=int, default=Options.batch)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     if args.decoder and args.init is None:
         parser.error("--decoder goes on from an autoencoder: say which with --init")
+    if not args.decoder and (args.noise or args.side != WHOLE):
+        parser.error("--side and --noise are for --decoder")
     begun = (args.out / CHECKPOINT).exists()
     if begun and not args.resume:
         parser.error(f"{args.out} holds a run: go on with --resume, or take another folder")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    asked = {name: getattr(args, name) for name in ("minutes", "lr", "batch", "decoder")}
+    names = ("minutes", "lr", "batch", "decoder", "side", "noise")
+    asked = {name: getattr(args, name) for name in names}
     run = Run(Options(**asked), args.out, args.init)
     if args.resume and begun:
         run.resume()

@@ -1,6 +1,6 @@
 """The pictures of `data.py` that a ControlNet learns outlines on, with their outlines, encoded.
 
-    python recipes/mini/outlines.py DATA FEATURES [--size 128] [--model mini]
+    python recipes/mini/outlines.py DATA FEATURES [--size 256] [--model mini]
 
 One thing each and two captions: compositions are left out, since a hint is learned from pictures,
 and text costs the most to prepare. mini knows how each of its things lies, so an outline as it lies
@@ -90,7 +90,7 @@ def parser_of(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("data", type=Path)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--model", default="mini", help="whose text encoder and autoencoder")
     parser.add_argument("--num", type=positive, help="pictures, to see whether it works")
     return parser

@@ -1,6 +1,6 @@
 """Draw what the documentation shows of mini: things, styles, stages of training, curves.
 
-    python recipes/mini/show.py MINI OUT [--runs run64 run128 run256]
+    python recipes/mini/show.py MINI OUT [--runs run64 run128]
 
 MINI is a whole model. RUNS are folders of `pixsigma train`, from weak to strong: their transformers
 draw the same prompts with the same seeds, each at its own size. Seeds are counted, not picked.
@@ -50,10 +50,12 @@ STAGES = (
 SIDE = 128
 
 
-def sheet(pipe: PixArtSigmaPipeline, prompts: tuple[str, ...], columns: int = 8) -> Image.Image:
+def sheet(
+    pipe: PixArtSigmaPipeline, prompts: tuple[str, ...], columns: int = 8, side: int = SIDE
+) -> Image.Image:
     """One drawing a prompt, the seed its place."""
     pictures = list(draw(pipe, prompts, Settings(guidance=3.0)))
-    return contact_sheet(pictures, prompts, [None] * len(prompts), side=SIDE, columns=columns)
+    return contact_sheet(pictures, prompts, [None] * len(prompts), side=side, columns=columns)
 
 
 def stages(mini: Path, runs: list[Path]) -> Image.Image:
@@ -100,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pipe = PixArtSigmaPipeline.from_pretrained(args.mini)
-    save(sheet(pipe, THINGS, columns=4), args.out / "mini.png")
+    save(sheet(pipe, THINGS, columns=4, side=256), args.out / "mini.png")
     prompts = tuple(style.format(thing) for style in STYLES for thing in SHOWN)
     save(sheet(pipe, prompts), args.out / "mini-styles.png")
     if args.runs:

@@ -1,6 +1,6 @@
 """Pictures of `data.py`, each with another view of its thing, encoded: what an image prompt learns.
 
-    python recipes/mini/views.py DATA FEATURES [--size 128] [--model mini]
+    python recipes/mini/views.py DATA FEATURES [--size 256] [--model mini]
 
 The other view of a thing on a plain ground is the same drawing on another ground; of a composition
 of one thing, which has a colour of its own, it is the picture itself. Both are mirrored, turned,

@@ -100,32 +100,38 @@ def bin_table(sample_size: int, factor: int = 8) -> AspectTable:
 def size_for_aspect(side: int, width: float, height: float, multiple: int = 16) -> tuple[int, int]:
     """The (height, width) for the aspect `width:height` at a model's native `side` in pixels.
 
-    A size that the model was trained on where `side` has a table, else one of about `side`²
-    pixels. Raises SizeError beyond 1:4 and 4:1, where no model was trained.
+    A size that the model was trained on where `side` has a table of such multiples, else one of
+    about `side`² pixels. Raises SizeError beyond 1:4 and 4:1, where no model was trained.
     """
     if not (width > 0 and height > 0 and 0.25 <= height / width <= 4):
         raise SizeError(f"the aspect must lie between 1:4 and 4:1, got {width:g}:{height:g}")
     ratio = height / width
-    if side in ASPECT_RATIOS:
-        table = ASPECT_RATIOS[side]
+    if table := _published(side, multiple):
         return table[min(table, key=lambda key: abs(float(key) - ratio))]
     tall, wide = side * math.sqrt(ratio), side / math.sqrt(ratio)
     return _rounded(tall, multiple), _rounded(wide, multiple)
 
 
-def training_table(side: int, *, square: bool = False) -> AspectTable:
+def training_table(side: int, *, square: bool = False, multiple: int = 16) -> AspectTable:
     """The sizes that pictures are brought to for training at a native `side` in pixels.
 
     The published table where there is one, else sizes of about `side`² pixels with the same
-    ratios; `square` leaves one. Raises SizeError for a side that is no multiple of 16.
+    ratios; `square` leaves one. Raises SizeError for a side that is no multiple.
     """
-    check_size(side, side)
+    check_size(side, side, multiple)
     if square:
         return MappingProxyType({"1.0": (side, side)})
-    if side in ASPECT_RATIOS:
-        return ASPECT_RATIOS[side]
-    sizes = {size_for_aspect(side, 1, float(ratio)) for ratio in ASPECT_RATIOS[256]}
+    if table := _published(side, multiple):
+        return table
+    sizes = {size_for_aspect(side, 1, float(ratio), multiple) for ratio in ASPECT_RATIOS[256]}
     return MappingProxyType({f"{h / w:.4g}": (h, w) for h, w in sorted(sizes, key=_shape)})
+
+
+def _published(side: int, multiple: int) -> AspectTable:
+    """The published sizes at a native side; empty where there are none or not all are multiples."""
+    table = ASPECT_RATIOS.get(side, {})
+    fits = all(h % multiple == 0 == w % multiple for h, w in table.values())
+    return table if fits else {}
 
 
 def nearest_valid_sizes(width: int, height: int, multiple: int = 16) -> list[tuple[int, int]]:

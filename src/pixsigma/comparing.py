@@ -71,10 +71,12 @@ class Task:
     scale: float = 4.5
 
     @classmethod
-    def of(cls, config: TransformerConfig, side: int, num_tokens: int, seed: int = 1) -> "Task":
-        """For pictures of `side` pixels; the empty prompt is one token, as T5's is."""
+    def of(
+        cls, config: TransformerConfig, side: int, num_tokens: int, seed: int = 1, factor: int = 8
+    ) -> "Task":
+        """For pictures of `side` pixels, `factor` to a latent; the empty prompt is one token."""
         g = torch.Generator().manual_seed(seed)
-        x = torch.randn(1, config.in_channels, side // 8, side // 8, generator=g)
+        x = torch.randn(1, config.in_channels, *2 * [side // factor], generator=g)
         text, null = (
             torch.randn(1, MAX_TOKENS, config.caption_channels, generator=g) for _ in range(2)
         )

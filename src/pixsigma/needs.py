@@ -34,10 +34,9 @@ def needs_of(
 
 def wish_of(request: "GenerationRequest", facts: Facts, **machine: Any) -> Wish:
     """One request, without what is drawn beside it."""
-    multiple = facts.autoencoder.factor * facts.transformer.patch_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the drawing itself will tell
-        plan = planned(request, facts.default_size, multiple)
+        plan = planned(request, facts.default_size, facts.multiple)
     last = plan.rounds[-1]
     scale = facts.guidance_scale if request.guidance_scale is None else request.guidance_scale
     weighted = request.prompt_syntax == "weighted"

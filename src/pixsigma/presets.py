@@ -69,7 +69,7 @@ def _published(name: str, variant: Variant, resolution: int, stem: str) -> Prese
 
 
 _ALL = (
-    Preset(name="mini", variant="sigma", resolution=128, max_tokens=120, hub=None),
+    Preset(name="mini", variant="sigma", resolution=256, max_tokens=120, hub=None),
     _published("sigma-256", "sigma", 256, "PixArt-Sigma-XL-2-256x256"),
     _published("sigma-512", "sigma", 512, "PixArt-Sigma-XL-2-512-MS"),
     _published("sigma-1024", "sigma", 1024, "PixArt-Sigma-XL-2-1024-MS"),

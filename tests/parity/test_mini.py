@@ -22,7 +22,7 @@ def test_diffusers_draws_the_same_picture(prompt: str) -> None:
     ours = PixArtSigmaPipeline.from_pretrained("mini")
     side = ours.default_size[0]
     call = {
-        "latents": torch.randn(1, 4, side // 8, side // 8, generator=torch.manual_seed(0)),
+        "latents": torch.randn(1, 4, *2 * [side // ours.factor], generator=torch.manual_seed(0)),
         "height": side,
         "width": side,
         "use_resolution_binning": False,

@@ -31,12 +31,13 @@ def bench(
         raise InputError(
             f"bench takes a round or more and 1 to 300 tokens, got {rounds} and {tokens}"
         )
+    from pixsigma.comparing import Task
     from pixsigma.images import check_writable
     from pixsigma.measuring import Machine, as_json, bars, columns, write_report
 
-    network, side = load(model, size)
+    network, side, factor = load(model, size)
     check_writable(out)
-    rows, ratios = measured(network, side, tokens, rounds)
+    rows, ratios = measured(network, Task.of(network.config, side, tokens, factor=factor), rounds)
     report = {"model": model, "size": side, "tokens": tokens, "variants": rows}
     write_report(out / "bench.json", report)
     title = f"One guided step of {model} at {side}px"
@@ -49,31 +50,31 @@ def bench(
     typer.echo(f"\n{out / 'bench.json'}, {out / 'bench.png'}")
 
 
-def load(model: str, size: str | None) -> "tuple[PixArtTransformer, int]":
-    """The transformer in full precision, and the side in pixels."""
+def load(model: str, size: str | None) -> "tuple[PixArtTransformer, int, int]":
+    """The transformer in full precision, the side in pixels, and how many a latent has."""
     from pixsigma.buckets import check_size
     from pixsigma.cli.wishes import parse_pair
     from pixsigma.weights.build import load_components
 
     components = load_components(model, parts=["transformer"])
     assert components.transformer is not None
+    factor = components.resolution // components.transformer.config.sample_size
     if size is None:
-        return components.transformer, components.resolution
+        return components.transformer, components.resolution, factor
     width, height = parse_pair(size, "x", "--size")
     if width != height:
         raise InputError(f"bench draws squares: give --size {width}x{width}, got {size}")
-    check_size(width, height)
-    return components.transformer, width
+    check_size(width, height, factor * components.transformer.config.patch_size)
+    return components.transformer, width, factor
 
 
 def measured(
-    network: "PixArtTransformer", side: int, tokens: int, rounds: int
+    network: "PixArtTransformer", task: "Task", rounds: int
 ) -> "tuple[dict[str, Any], dict[str, Timing]]":
     """Each variant's times and error, and its speed beside the first one's."""
-    from pixsigma.comparing import Task
     from pixsigma.measuring import interleaved, relative_error
 
-    steps = variants(network, Task.of(network.config, side, tokens))
+    steps = variants(network, task)
     outputs = {name: step() for name, step in steps.items()}
     expected = next(iter(outputs.values()))
     times = interleaved(steps, rounds, warm=0)

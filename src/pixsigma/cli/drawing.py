@@ -144,7 +144,7 @@ def load(job: Job, device: torch.device, dtype: torch.dtype) -> "PixArtSigmaPipe
 def settled(request: GenerationRequest, job: Job, pipe: "PixArtSigmaPipeline") -> GenerationRequest:
     """The request with its size, seed and guidance settled."""
     defaults = {"seed": secrets.randbelow(2**32), "guidance_scale": pipe.default_guidance}
-    request = sized(request, pipe.default_size, job.aspect)
+    request = sized(request, pipe.default_size, pipe.multiple, job.aspect)
     return request_from(**defaults | request.model_dump(exclude_none=True))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +96,17 @@ def asked_way(decode: str) -> str | None:
 
 
 def sized(
-    request: GenerationRequest, native: tuple[int, int], aspect: tuple[int, int] | None
+    request: GenerationRequest,
+    native: tuple[int, int],
+    multiple: int,
+    aspect: tuple[int, int] | None,
 ) -> GenerationRequest:
     """The request with a size where it names none and has no picture whose size it keeps."""
     if request.width or (request.image is not None and not aspect):
         return request
-    height, width = size_for_aspect(max(native), *aspect) if aspect else native
+    height, width = native
+    if aspect:
+        height, width = size_for_aspect(max(native), *aspect, lcm(16, multiple))
     told = request.model_dump(exclude_none=True) | {"width": width, "height": height}
     return request_from(**told)
 
@@ -128,7 +134,7 @@ def fitted(
     named = [control.network for request in requests for control in request.control]
     plan, way = None, asked_way(decode)
     facts = facts_here(model, text_and_vae, [file for file in named if file is not None])
-    requests = [sized(request, facts.default_size, aspect) for request in requests]
+    requests = [sized(request, facts.default_size, facts.multiple, aspect) for request in requests]
     wishes = needs_of(requests, facts, batch, dtype=dtype, decode=way)
     if memory is not None or needs_plan(facts, wishes, dtype):
         plan = require(planned(facts, wishes, device, memory))

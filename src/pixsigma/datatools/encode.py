@@ -59,6 +59,11 @@ class Encoders:
     device: torch.device
     batch_size: int = 8
 
+    @property
+    def multiple(self) -> int:
+        """What sides in pixels must be multiples of: 16, or two of larger latents (a patch)."""
+        return max(16, 2 * self.autoencoder.config.factor)
+
     def latents(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Mean and deviation (B, C, H, W) as the transformer sees latents."""
         pixels = torch.from_numpy(np.stack(pictures)).to(self.device)

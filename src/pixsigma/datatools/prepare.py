@@ -100,7 +100,7 @@ def prepare(settings: Settings, out: Path, work: Work) -> Iterator[Progress]:
     yield Progress(f"loading {settings.model}")
     encoders, resolution = load_encoders(settings, work)
     settings = replace(settings, resolution=resolution, max_tokens=encoders.max_tokens)
-    table = training_table(resolution, square=settings.square)
+    table = training_table(resolution, square=settings.square, multiple=encoders.multiple)
     yield Progress("listing")
     stored = resolution if settings.official_features else 0
     listed = list(read_rows(settings.data, resolution=stored, square=settings.square))

@@ -132,7 +132,7 @@ def load_components(
         schedule=schedule,
         variant=told,
         max_tokens=tokens,
-        resolution=opened.detected.resolution,
+        resolution=opened.config.sample_size * folders.latent_pixels(source.main, source.rest),
         name=str(name_or_path),
         guidance_scale=index.folder_guidance(source.main),
     )

@@ -35,11 +35,6 @@ class Detected:
     variant: Variant
     keymap: KeyMap
 
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the pictures that it was trained on."""
-        return self.config.sample_size * 8
-
 
 def detect_transformer(
     tensors: Tensors,

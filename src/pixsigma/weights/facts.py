@@ -43,6 +43,11 @@ class Facts:
         side = self.transformer.sample_size * self.autoencoder.factor
         return side, side
 
+    @property
+    def multiple(self) -> int:
+        """What heights and widths in pixels must be multiples of."""
+        return self.autoencoder.factor * self.transformer.patch_size
+
 
 def facts_of(
     name: str | Path,

@@ -203,6 +203,18 @@ def read_autoencoder(
     return load_into(partial(KLAutoencoder, config), tensors, AUTOENCODER, dtype=dtype)
 
 
+def latent_pixels(*folders: Path | None) -> int:
+    """Pixels a side for one latent, by the first folder with an autoencoder; 8 where none has one.
+
+    Raises WeightsError.
+    """
+    for folder in folders:
+        if folder is not None and (folder / "vae" / "config.json").is_file():
+            values = config_files.read_config(folder / "vae")
+            return config_files.autoencoder_config(values).factor
+    return AutoencoderConfig().factor
+
+
 def open_text_encoder(
     path: Path | str, choice: FileChoice | None = None
 ) -> tuple[T5Config, Tensors, Path]:

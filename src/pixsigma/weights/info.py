@@ -8,7 +8,7 @@ from pixsigma.config import KVCompression
 from pixsigma.errors import MissingWeightsError
 from pixsigma.presets import Variant
 from pixsigma.weights.files import Tensors, open_tensors
-from pixsigma.weights.folder import open_transformer
+from pixsigma.weights.folder import latent_pixels, open_transformer
 from pixsigma.weights.keymaps import T5
 from pixsigma.weights.locate import FileChoice, find_weights
 
@@ -73,6 +73,7 @@ def describe(
     path, choice = Path(path), FileChoice(variant=file_variant)
     opened = open_transformer(path, choice=choice, resolution=resolution, variant=variant)
     detected, config = opened.detected, opened.config
+    side = config.sample_size * latent_pixels(path)
     kept = detected.keymap.to_ours(opened.tensors)
     file = find_weights(_own_folder(path), "transformer", choice) if path.is_dir() else path
     parts = [_part("transformer", kept, file), *_other_parts(path, choice)]
@@ -81,7 +82,7 @@ def describe(
         kind="folder" if path.is_dir() else "file",
         names=detected.keymap.name,
         variant=detected.variant,
-        resolution=detected.resolution,
+        resolution=side,
         num_layers=config.num_layers,
         width=config.width,
         num_attention_heads=config.num_attention_heads,
@@ -89,7 +90,7 @@ def describe(
         kv_compression=config.kv_compression,
         parts=tuple(parts),
         bytes_on_disk=_size_on_disk(path),
-        bytes_in_memory=sum(p.num_bytes for p in parts) + _activations(detected.resolution),
+        bytes_in_memory=sum(p.num_bytes for p in parts) + _activations(side),
     )
 
 

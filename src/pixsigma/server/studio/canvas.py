@@ -12,9 +12,16 @@ from pixsigma.errors import InputError
 from pixsigma.server.limits import UPLOADS
 from pixsigma.server.studio.wishes import STROKE
 
+SHRUNK = 6
+"""Times as many pixels as a server draws that a picture may have, which is shrunk: with the usual
+four million those of telephones, which have twelve."""
+
 
 def make_canvas(most_pixels: int, **settings: Any) -> gr.ImageEditor:
-    """Gradio's editor, which measures what it is sent before anything is decoded."""
+    """Gradio's editor, which measures what it is sent before anything is decoded.
+
+    What has too many pixels is shrunk, and has the size it came in as `info["given"]`.
+    """
     editor = gr.ImageEditor(
         type="pil",
         format="png",
@@ -30,14 +37,25 @@ def make_canvas(most_pixels: int, **settings: Any) -> gr.ImageEditor:
         if file is not None:
             given = Path(file.path) if hasattr(file, "path") else io.BytesIO(file)
             try:
-                check_upload(given, most_pixels)
+                check_upload(given, SHRUNK * most_pixels)
             except InputError as error:
                 raise gr.Error(str(error), title="That picture does not work") from error
-        return decode(file, flatten_on_white)
+        return shrunk(decode(file, flatten_on_white), most_pixels)
 
     # not a subclass, for which Gradio writes a file of types beside the source
     editor.convert_and_format_image = checked  # type: ignore[method-assign]
     return editor
+
+
+def shrunk(picture: Any, most_pixels: int) -> Any:
+    """The picture in a size of at most so many pixels; `info["given"]` is what it came in."""
+    if picture is None or picture.width * picture.height <= most_pixels:
+        return picture
+    share = (most_pixels / (picture.width * picture.height)) ** 0.5
+    width, height = (min(most_pixels, max(1, int(side * share))) for side in picture.size)
+    smaller = picture.resize((width, height), Image.Resampling.LANCZOS)
+    smaller.info["given"] = picture.size
+    return smaller
 
 
 def check_upload(file: Path | io.BytesIO, most_pixels: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from pixsigma.server.jobs import Job
 from pixsigma.server.service import JobRequest, Service, Status
 from pixsigma.server.studio import words
 from pixsigma.server.studio.estimate import Estimate, Estimator, Work, work_of
-from pixsigma.server.studio.wishes import NAMES, request_fields
+from pixsigma.server.studio.wishes import NAMES, Native, request_fields
 
 PATIENCE_SECONDS = 5.0
 """How long a drawing waits for its own cost."""
@@ -80,9 +81,10 @@ class Studio:
 
     # Wishes
 
-    def native(self, model: str) -> int:
-        """The side in pixels that a model draws best."""
-        return max(self.service.pipes[model].default_size)
+    def native(self, model: str) -> Native:
+        """What a model draws best."""
+        pipe = self.service.pipes[model]
+        return Native(max(pipe.default_size), math.lcm(16, pipe.multiple))
 
     def fields(self, wish: Mapping[str, Any]) -> dict[str, Any]:
         """The wish as fields of a request; raises InputError."""

@@ -1,6 +1,6 @@
 """What was drawn before: shown, told, and where the next picture begins."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,11 +15,11 @@ from pixsigma.server.studio.drawing import TOLD, Pictures, Scene, Studio
 SHOWN = 60
 """Jobs that the history shows at first, and more at each asking."""
 
-VARIATION = 0.7
-"""How far a variation goes from its picture."""
-
 Chosen: TypeAlias = tuple[str, int] | None
 """A picture: the id of its job, and its place among the pictures of that."""
+
+Changes: TypeAlias = Callable[[tuple[int, int]], dict[str, Any]]
+"""From the (width, height) of a picture to the fields of a request that begins from it."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ class History:
         async for scene in self.studio.begin(make, self.who):
             yield scene
 
-    async def vary(self, chosen: Chosen) -> AsyncIterator[Scene]:
+    async def begun(self, chosen: Chosen, changes: Changes) -> AsyncIterator[Scene]:
         """Another picture that begins from this one."""
 
         def make() -> tuple[dict[str, Any], str]:
             job, picture = self.job(chosen), self.picture(chosen)
             loras = self.studio.service.loras
-            return wishes.variation_fields(job.request, picture, VARIATION, loras), job.model
+            changed = changes(picture.size)
+            return wishes.begun_fields(job.request, picture, loras, **changed), job.model
 
         async for scene in self.studio.begin(make, self.who):
             yield scene

@@ -1,6 +1,7 @@
 """The page: where the widgets lie, and what calls what."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,7 @@ from pixsigma.server.studio import wishes
 from pixsigma.server.studio.drawing import Scene, Studio
 from pixsigma.server.studio.grid_tab import compare
 from pixsigma.server.studio.history import SHOWN, Chosen, History
+from pixsigma.server.studio.taking import taken
 from pixsigma.server.studio.tools import Tools, to_picture
 from pixsigma.server.studio.widgets import asking, setting
 from pixsigma.server.studio.wiring import (
@@ -79,6 +81,7 @@ class Page:
         self.planning(page)
         self.sizing()
         self.choosing()
+        self.taking()
 
     # The tab that draws
 
@@ -109,7 +112,7 @@ class Page:
 
         async def draw(request: gr.Request, job: str, *values: Any) -> AsyncIterator[Any]:
             stream = self.studio.draw(wish_of(values), client_of(request))
-            async for out in self.shown(job, stream):
+            async for out in self.shown(job, stream, told=True):
                 yield out
 
         async def draw_anyway(request: gr.Request, job: str, *values: Any) -> AsyncIterator[Any]:
@@ -117,16 +120,28 @@ class Page:
             async for out in self.shown(job, stream):
                 yield out
 
+        def begun(job: str) -> Any:
+            if self.studio.is_busy(job):
+                tell_busy()
+            return to_picture()
+
         inputs = [self.job, *self.inputs]
-        gr.on([w["draw"].click, w["prompt"].submit], to_picture, None, tabs, **QUIET)
+        # Gradio says nothing of what it leaves out while the event is under way
+        gr.on([w["draw"].click, w["prompt"].submit], begun, self.job, tabs, **QUIET)
         gr.on([w["draw"].click, w["prompt"].submit], draw, inputs, self.outputs, **DRAWING)
         w["sure"].click(draw_anyway, inputs, self.outputs, **DRAWING)
         w["stop"].click(self.stop, self.job, None, queue=False, **QUIET)
 
-    async def shown(self, job: str, stream: AsyncIterator[Scene]) -> AsyncIterator[Any]:
-        """The scenes as updates of the widgets; none where the page draws something already."""
+    async def shown(
+        self, job: str, stream: AsyncIterator[Scene], *, told: bool = False
+    ) -> AsyncIterator[Any]:
+        """The scenes as updates of the widgets; none where the page draws something already.
+
+        That is said, unless it was `told`.
+        """
         if self.studio.is_busy(job):
-            gr.Info("One drawing at a time: wait for it, or stop it.")
+            if not told:
+                tell_busy()
             yield [gr.skip()] * len(self.outputs)
             return
         async for scene in stream:
@@ -223,7 +238,12 @@ class Page:
 
         def shape_of(canvas: dict[str, Any] | None) -> Any:
             picture = (canvas or {}).get("background")
-            return gr.skip() if picture is None else wishes.nearest_shape(picture.size)
+            if picture is None:
+                return gr.skip()
+            if given := picture.info.get("given"):
+                sizes = f"{given[0]}x{given[1]} to {picture.width}x{picture.height}"
+                gr.Info(f"The picture is shrunk from {sizes}: this server takes no larger ones.")
+            return wishes.nearest_shape(picture.size)
 
         w["canvas"].upload(shape_of, w["canvas"], w["shape"], **QUIET)
 
@@ -233,6 +253,23 @@ class Page:
         self.w["model"].input(
             lambda name: pipes[name].default_guidance, self.w["model"], self.w["guidance"], **QUIET
         )
+
+    def taking(self) -> None:
+        """The settings of a picture's file, when it is given."""
+
+        def take(file: str, model: str) -> list[Any]:
+            values, left = told_in_words(lambda: taken(self.studio, Path(file), model))
+            if left:
+                gr.Info(f"The form has no place for what the file tells of {', '.join(left)}.")
+            return [values[name] for name in wishes.WISHES]
+
+        file = self.w["file"]
+        file.upload(take, [file, self.w["model"]], self.inputs, **QUIET)
+
+
+def tell_busy() -> None:
+    """Say why nothing begins."""
+    gr.Info("One drawing at a time: wait for it, or stop it.")
 
 
 def updates(scene: Scene) -> list[Any]:

@@ -1,6 +1,7 @@
-"""The buttons under a picture: again, vary, use as input, take its settings, delete."""
+"""The buttons under a picture: again, vary, enlarge, extend, use it or its settings, delete."""
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import gradio as gr
@@ -8,7 +9,7 @@ import gradio as gr
 from pixsigma.errors import InputError
 from pixsigma.server.studio import wishes
 from pixsigma.server.studio.drawing import Scene, Studio
-from pixsigma.server.studio.history import Chosen, History
+from pixsigma.server.studio.history import Changes, Chosen, History
 from pixsigma.server.studio.wiring import DRAWING, QUIET, Widgets, client_of, told_in_words
 
 Show: TypeAlias = Callable[[str, AsyncIterator[Scene]], AsyncIterator[Any]]
@@ -23,6 +24,15 @@ _SEEN = """async () => {
 }"""
 """Waits for the editor, which loads when it is unfolded, and fits a picture into what is seen."""
 
+DIRECTIONS = {
+    "left": ("left",),
+    "right": ("right",),
+    "up": ("top",),
+    "down": ("bottom",),
+    "around": ("left", "right", "top", "bottom"),
+}
+"""The sides that a picture is drawn on beyond, by the names of their buttons."""
+
 _FOCUS = "() => document.querySelector('#prompt textarea').focus()"
 
 
@@ -35,9 +45,12 @@ class Tools:
             with gr.Row(elem_classes="buttons"):
                 self.again = tool("Again")
                 self.vary = tool("Vary")
+                self.enlarge = tool("Enlarge")
                 self.use = tool("Use as input")
                 self.back = tool("Take its settings")
                 self.delete = tool("Delete", visible=deletes)
+            with gr.Row(elem_classes="buttons"):
+                self.extend = {sides: tool(f"Extend {name}") for name, sides in DIRECTIONS.items()}
             with gr.Accordion("How it was drawn", open=False, elem_classes="told"):
                 self.told = gr.Textbox(
                     show_label=False,
@@ -69,11 +82,18 @@ class Tools:
             async for out in show(job, self.history(request).again(mark)):
                 yield out
 
-        async def vary(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
-            async for out in show(job, self.history(request).vary(mark)):
-                yield out
+        def begun(changes: Changes) -> Callable[..., AsyncIterator[Any]]:
+            async def draw(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
+                async for out in show(job, self.history(request).begun(mark, changes)):
+                    yield out
 
-        for button, draw in ((self.again, again), (self.vary, vary)):
+            return draw
+
+        drawing = {self.again: again}
+        drawing |= {self.vary: begun(wishes.variation), self.enlarge: begun(wishes.enlarged)}
+        for sides, button in self.extend.items():
+            drawing[button] = begun(partial(wishes.wider, sides=sides))
+        for button, draw in drawing.items():
             button.click(to_picture, None, tabs, **QUIET)
             button.click(draw, [job, self.chosen], outputs, **DRAWING)
         # the editor takes a picture once it is seen, so it is unfolded first

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pixsigma.diffusion.samplers import SAMPLERS
+from pixsigma.server.limits import UPLOADS
 from pixsigma.server.service import Service
 from pixsigma.server.studio import wishes
 from pixsigma.server.studio.canvas import make_canvas
@@ -69,6 +70,12 @@ def details(service: Service) -> Widgets:
     """What a person sets who knows the model."""
     models, loras = list(service.pipes), list(service.loras)
     w: Widgets = {}
+    w["file"] = gr.UploadButton(
+        "Take the settings of a picture's file",
+        file_types=[f".{kind.lower()}" for kind in UPLOADS] + [".jpg"],
+        size="sm",
+        elem_id="file",
+    )
     w["negative"] = gr.Textbox(label="Leave out", placeholder="blurry", elem_id="negative")
     most = service.limits.max_steps
     w["steps"] = slider(1, most, min(20, most), step=1, label="Steps", elem_id="steps")

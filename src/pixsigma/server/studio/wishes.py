@@ -1,6 +1,7 @@
 """What a person sets on the page, as the fields of a request, and back again."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,22 @@ SCALES = {"small": 0.5, "normal": 1.0, "large": 1.5, "huge": 2.0}
 
 NO_STYLE = "none"
 
-_TILE = 16
+_QUARTER = 16
+"""What quarters of a side are rounded down to."""
 
 
-def request_fields(wish: Mapping[str, Any], native: int) -> dict[str, Any]:
-    """The widgets' values as fields of a request; `native` is the model's side in pixels.
+@dataclass(frozen=True)
+class Native:
+    """What a model draws best."""
 
-    Raises InputError.
-    """
+    side: int
+    """In pixels."""
+    multiple: int = 16
+    """What sides in pixels must be multiples of."""
+
+
+def request_fields(wish: Mapping[str, Any], native: Native) -> dict[str, Any]:
+    """The widgets' values as fields of a request for a model; raises InputError."""
     if not (wish["prompt"] or "").strip():
         raise InputError("write what to draw first: the prompt is empty")
     fields: dict[str, Any] = {
@@ -88,7 +97,7 @@ def number(value: Any, name: str) -> float:
         raise InputError(f"{name} must be a number, got {value or 'nothing'}") from error
 
 
-def size_fields(wish: Mapping[str, Any], native: int) -> dict[str, int]:
+def size_fields(wish: Mapping[str, Any], native: Native) -> dict[str, int]:
     """The size: what is written, else shape and scale; raises InputError for one side alone."""
     width, height = wish["width"], wish["height"]
     if width and height:
@@ -98,10 +107,11 @@ def size_fields(wish: Mapping[str, Any], native: int) -> dict[str, int]:
     return sized(native, wish["shape"], wish["scale"])
 
 
-def sized(native: int, shape: str, scale: str) -> dict[str, int]:
+def sized(native: Native, shape: str, scale: str) -> dict[str, int]:
     """Width and height in pixels of a shape and a scale."""
-    side = max(_TILE, round(native * SCALES[scale] / _TILE) * _TILE)
-    height, width = size_for_aspect(side, *SHAPES[shape])
+    tile = native.multiple
+    side = max(tile, round(native.side * SCALES[scale] / tile) * tile)
+    height, width = size_for_aspect(side, *SHAPES[shape], tile)
     return {"width": width, "height": height}
 
 
@@ -141,7 +151,7 @@ def painted(layers: Sequence[Image.Image | None], size: tuple[int, int]) -> Imag
 
 
 def widgets_of(
-    fields: Mapping[str, Any], model: str, native: int, loras: Mapping[str, Path]
+    fields: Mapping[str, Any], model: str, native: Native, loras: Mapping[str, Path]
 ) -> dict[str, Any]:
     """The widgets' values that make a request with these fields."""
     named = {str(path): name for name, path in loras.items()}
@@ -166,7 +176,7 @@ def widgets_of(
     return values | size_widgets(fields["width"], fields["height"], native)
 
 
-def size_widgets(width: int | None, height: int | None, native: int) -> dict[str, Any]:
+def size_widgets(width: int | None, height: int | None, native: Native) -> dict[str, Any]:
     """Shape and scale that make this size, or the size itself."""
     for shape, scale in product(SHAPES, SCALES):
         if sized(native, shape, scale) == {"width": width, "height": height}:
@@ -217,10 +227,31 @@ def again_fields(fields: Mapping[str, Any], loras: Mapping[str, Path]) -> dict[s
     return {**fields, "loras": chosen, "num_images": 1, "seed": None}
 
 
-def variation_fields(
-    fields: Mapping[str, Any], picture: Image.Image, strength: float, loras: Mapping[str, Path]
+def begun_fields(
+    fields: Mapping[str, Any], picture: Image.Image, loras: Mapping[str, Path], **changes: Any
 ) -> dict[str, Any]:
-    """A request for a picture like this one: begun from it, with the same words."""
-    begun = {"image": as_data(picture), "strength": strength, "mask": None, "extend": None}
-    begun |= {"inpaint_crop": False, "two_pass": False, "width": None, "height": None}
-    return again_fields(fields, loras) | begun
+    """A request that begins from this picture, with the words that drew it and with `changes`."""
+    begun: dict[str, Any] = {
+        "image": as_data(picture),
+        "strength": None,
+        "mask": None,
+        "extend": None,
+    }
+    begun |= {"inpaint_crop": False, "two_pass": False, "tiled": False, "fast": False}
+    return again_fields(fields, loras) | begun | {"width": None, "height": None} | changes
+
+
+def variation(_: tuple[int, int]) -> dict[str, Any]:
+    """What makes a picture like this one."""
+    return {"strength": 0.7}
+
+
+def enlarged(size: tuple[int, int]) -> dict[str, Any]:
+    """What makes a picture of (width, height) twice as wide and high, refined in tiles."""
+    return {"width": 2 * size[0], "height": 2 * size[1], "tiled": True}
+
+
+def wider(size: tuple[int, int], sides: Sequence[str]) -> dict[str, Any]:
+    """What draws on beyond these sides of a picture of (width, height), a quarter of it on each."""
+    width, height = (max(_QUARTER, side // 4 // _QUARTER * _QUARTER) for side in size)
+    return {"extend": {side: width if side in ("left", "right") else height for side in sides}}
