@@ -42,6 +42,7 @@ class FakePipeline:
     """Draws plain pictures of the size asked for, and remembers the requests."""
 
     default_size = (128, 128)
+    multiple = 16
     default_guidance = 3.0
     device = torch.device("cpu")
     dtype = torch.float32
@@ -491,6 +492,7 @@ from pixsigma.denoising import Step
 
 class Slow:
     default_size = (64, 64)
+    multiple = 16
     default_guidance = 4.5
     def to(self, device):
         return self
