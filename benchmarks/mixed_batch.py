@@ -1,6 +1,6 @@
 """Requests that are not alike: together, one by one, and in diffusers sorted by hand, on mini.
 
-    python benchmarks/mixed_batch.py [--lists alike,sizes,mixed] [--num 8] [--side 128] [--quick]
+    python benchmarks/mixed_batch.py [--lists alike,sizes,mixed] [--num 8] [--side 256] [--quick]
 
 Three lists: `alike` differs in prompt and seed, `sizes` in size too, `mixed` in steps and guidance
 as well. By hand means what diffusers can batch: requests with equal size, steps and guidance, texts
@@ -186,10 +186,10 @@ def by_batch(pipe: PixArtSigmaPipeline, rounds: int) -> dict[str, dict[str, floa
     network, found = pipe.transformer, {}
     texts = [network.read(pipe.encode([text]).embeddings) for text in ("", "a red apple")]
     times = network.embed(torch.tensor([500.0]))
-    for side in (96, 128):
+    for side in (192, 256):
         steps = {}
         for num in (1, 2, 4, 8):
-            x = torch.randn(2 * num, 4, side // 8, side // 8)
+            x = torch.randn(2 * num, 4, *2 * [side // pipe.factor])
             steps[str(num)] = lambda x=x: network(x, times, texts, variance=False)
         taken = interleaved(steps, rounds)
         found[f"{side}px"] = {num: each.median / int(num) for num, each in taken.items()}
@@ -200,7 +200,7 @@ def main() -> None:
     found = parser(__doc__ or "", rounds=5)
     found.add_argument("--lists", default=",".join(LISTS))
     found.add_argument("--num", type=positive, default=8, help="pictures in a list")
-    found.add_argument("--side", type=int, default=128, help="of the largest pictures, in pixels")
+    found.add_argument("--side", type=int, default=256, help="of the largest pictures, in pixels")
     args = found.parse_args()
     if unknown := set(args.lists.split(",")) - set(LISTS):
         found.error(f"lists are {', '.join(LISTS)}; got {', '.join(sorted(unknown))}")

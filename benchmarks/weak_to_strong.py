@@ -42,7 +42,12 @@ from pixsigma.training.trainer import Trainer
 from pixsigma.training.validation import Validation, held_out_loss
 from pixsigma.weights.build import load_components, resolve
 from pixsigma.weights.files import write_json, write_lines
-from pixsigma.weights.folder import read_transformer, save_folder, save_transformer
+from pixsigma.weights.folder import (
+    latent_pixels,
+    read_transformer,
+    save_folder,
+    save_transformer,
+)
 
 POINTS = (0, 50, 100, 500, 1000)
 SHORT = 100
@@ -93,7 +98,7 @@ def make_ready(arguments: argparse.Namespace) -> None:
             settings = Settings(
                 data=str(arguments.out / f"rows{ending}.jsonl"),
                 model=str(base),
-                resolution=8 * side * (2 if name == "high" else 1),
+                resolution=latent_pixels(resolve(str(base))) * side * (2 if name == "high" else 1),
                 square=True,
                 max_enlarge=8.0,
             )
