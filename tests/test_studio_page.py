@@ -194,6 +194,14 @@ def drawn(page: Any) -> Any:
     return picture
 
 
+def test_a_fresh_page_shows_what_can_be_done(page: Any) -> None:
+    page.locator("#plan", has_text="20 steps").wait_for()
+    page.wait_for_timeout(1500)  # for what comes when it is loaded
+    assert page.locator("#draw").inner_text() == "Draw"
+    assert page.locator("#stop").inner_text() == "Stop"
+    assert "Your picture appears here" in page.locator("#preview").inner_text()
+
+
 def test_a_prompt_becomes_a_picture(page: Any, folder: Path) -> None:
     page.get_by_role("button", name="a red fox asleep in autumn leaves").click()
     assert "fox" in page.locator("#prompt textarea").input_value()

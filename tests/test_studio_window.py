@@ -47,6 +47,19 @@ def test_a_window_finds_its_drawing_again(service: Service) -> None:
     assert resumed(studio, job.id, "ann") == []
 
 
+def test_a_window_without_a_drawing_stays_as_it_is(service: Service) -> None:
+    gr = pytest.importorskip("gradio", reason="needs gradio: pip install 'pixsigma[serve]'")
+    from pixsigma.server.studio.page import make_page
+
+    (resume,) = (each.fn for each in make_page(service).fns.values() if each.name == "resume")
+
+    async def run() -> list[list[Any]]:
+        return [out async for out in resume(SimpleNamespace(username=None), "")]
+
+    (untouched,) = asyncio.run(run())
+    assert untouched and all(out == gr.skip() for out in untouched)
+
+
 def test_what_was_stopped_is_not_shown_again(service: Service) -> None:
     studio = Studio(service)
     job = studio.submit(FIELDS | {"num_inference_steps": 100}, "small", "ann")

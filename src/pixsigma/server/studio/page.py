@@ -151,6 +151,8 @@ class Page:
         """What was drawn goes on being shown, and can be stopped, when the page is loaded anew."""
 
         async def resume(request: gr.Request, kept: str | None) -> AsyncIterator[Any]:
+            # where nothing comes at all, Gradio empties every widget
+            yield [gr.skip()] * len(self.outputs)
             async for scene in self.studio.resume(kept or "", client_of(request)):
                 yield updates(scene)
 
