@@ -129,9 +129,9 @@ def training_batch(data: Pictures, step: int, options: Options) -> Tensor:
 
 
 def decoder_batch(data: Pictures, step: int, options: Options, rng: np.random.Generator) -> Tensor:
-    """Parts of 128 px of pictures of the side that is drawn; every fourth batch of, or all of, 256.
+    """Crops of 128 px of pictures of the side that is drawn; every fourth batch is of 256 px.
 
-    A whole picture has four times the pixels, so there are a quarter as many.
+    Where those are what is drawn they are whole, a quarter as many of four times the pixels.
     """
     rare = step % 4 == 3
     num, side = options.batch, WHOLE

@@ -7,7 +7,7 @@ from pixsigma.errors import InputError
 from pixsigma.images import read_settings
 from pixsigma.requests import GenerationRequest, request_from
 from pixsigma.server.studio import wishes
-from pixsigma.server.studio.canvas import check_upload
+from pixsigma.server.studio.canvas import SHRUNK, check_upload
 from pixsigma.server.studio.drawing import Studio
 
 IN_FORM = {
@@ -23,7 +23,7 @@ def taken(studio: Studio, file: Path, model: str) -> tuple[dict[str, Any], list[
     `model` is the one that is set, which stays where this server does not have the file's. Raises
     InputError for what is no picture, has no settings, or has damaged ones.
     """
-    check_upload(file, studio.service.limits.max_pixels)
+    check_upload(file, SHRUNK * studio.service.limits.max_pixels)
     try:
         settings = read_settings(file)
     except InputError as error:
