@@ -189,6 +189,11 @@ def test_no_plan_is_made_for_a_size_that_is_not_drawn(size: str) -> None:
     assert result.exit_code == 2 and "16" in result.stderr
 
 
+def test_no_plan_is_made_for_a_size_that_this_model_does_not_draw() -> None:
+    result = CliRunner().invoke(app, ["plan", "--model", "mini", "--size", "144x256"])
+    assert result.exit_code == 2 and "multiples of 32" in result.stderr
+
+
 def test_the_command_tells_a_plan_and_fails_where_nothing_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from tests.serving import SMALL, job, serving, small_pipeline, small_service, until_over, wait
 
-from pixsigma.errors import BusyError, InputError, OutputError
+from pixsigma.errors import BusyError, InputError, OutputError, SizeError
 from pixsigma.images import read_settings, write_picture
+from pixsigma.requests import GenerationRequest
 from pixsigma.server import worker
 from pixsigma.server.keys import Keys, add_key, check_host, hashed, read_keys
-from pixsigma.server.limits import Limits, Rates, upload_size
+from pixsigma.server.limits import Limits, Rates, check_request, upload_size
 from pixsigma.server.policy import Policy, read_rules
 from pixsigma.server.service import JobRequest
 
@@ -366,6 +367,13 @@ def test_bad_rules_are_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "rules.toml").write_text(text, "utf-8")
     with pytest.raises(InputError, match=told):
         read_rules(tmp_path / "rules.toml")
+
+
+def test_sizes_that_the_model_does_not_draw_are_refused_at_once() -> None:
+    asked = GenerationRequest(prompt="a", width=144, height=256)
+    check_request(asked, Limits(), (256, 256), multiple=16)
+    with pytest.raises(SizeError, match="multiples of 32"):
+        check_request(asked, Limits(), (256, 256), multiple=32)
 
 
 def test_pictures_in_are_measured_by_their_header(tmp_path: Path) -> None:

@@ -259,6 +259,10 @@ def test_pictures_become_larger(service: Service, studio: Studio) -> None:
         request = service.store.get(str(scene.job)).request
         assert told.items() <= request.items() and request["prompt"] == WISH["prompt"]
         assert Image.open(scene.pictures[0][0]).size == size
+    fields = service.store.get(str(first.job)).request | {"fast": True}
+    for changes, fast in ((wishes.variation, True), (wishes.enlarged, False)):
+        begun = wishes.begun_fields(fields, Image.new("RGB", (8, 8)), {}, **changes((8, 8)))
+        assert begun["fast"] is fast  # which goes with no tiles
     assert wishes.wider((1024, 256), ["left", "bottom"]) == {"extend": {"left": 256, "bottom": 64}}
 
 

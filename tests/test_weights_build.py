@@ -46,6 +46,9 @@ def test_a_saved_folder_loads_as_it_was(whole: Path):
         found.resolution == found.transformer.config.sample_size * found.autoencoder.config.factor
     )
     assert (found.name, found.guidance_scale) == (str(whole), 4.5)
+    # pixels are counted by the autoencoder that draws, not by one that was replaced
+    replaced = load_components(whole, text_and_vae="mini", parts=())
+    assert replaced.resolution == found.transformer.config.sample_size * 16
 
 
 def test_a_folder_tells_the_guidance_that_suits_it(tmp_path: Path):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from autoencoder import (
+    CROP,
     WHOLE,
     Pictures,
     as_images,
@@ -31,16 +32,16 @@ from torch import Tensor, nn
 from pixsigma.models.autoencoder import KLAutoencoder
 from pixsigma.weights.folder import read_autoencoder
 
-STEPS, BATCH, CROP, LR = 1500, 16, 64, 3e-3
+STEPS, BATCH, LR = 1500, 16, 3e-3
 
 
 def with_level(before: KLAutoencoder) -> Any:
-    """The same with one more level at the pictures' side, as wide as the widest of them before."""
+    """The same with one more level at the pictures' side, as wide as the first was."""
     widths = (before.config.block_out_channels[0], *before.config.block_out_channels)
     model: Any = KLAutoencoder(dataclasses.replace(before.config, block_out_channels=widths))
-    kept = {moved(name): weight for name, weight in before.state_dict().items()}
-    del kept["encoder.conv_in.weight"], kept["encoder.conv_in.bias"]
-    model.load_state_dict(kept, strict=False)
+    known = {moved(name): weight for name, weight in before.state_dict().items()}
+    del known["encoder.conv_in.weight"], known["encoder.conv_in.bias"]
+    model.load_state_dict(known, strict=False)
     last = model.decoder.up_blocks[-1]
     for resnet in (*model.encoder.down_blocks[0].resnets, *last.resnets):
         nn.init.zeros_(resnet.conv2.weight)

@@ -112,6 +112,11 @@ def size_for_aspect(side: int, width: float, height: float, multiple: int = 16) 
     return _rounded(tall, multiple), _rounded(wide, multiple)
 
 
+def asked_multiple(multiple: int) -> int:
+    """What sides are multiples of where requests (16) and a model's own multiple hold."""
+    return math.lcm(16, multiple)
+
+
 def training_table(side: int, *, square: bool = False, multiple: int = 16) -> AspectTable:
     """The sizes that pictures are brought to for training at a native `side` in pixels.
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pixsigma.buckets import size_for_aspect
+from pixsigma.buckets import asked_multiple, check_size, size_for_aspect
 from pixsigma.costs import parameters
 from pixsigma.errors import InputError, MissingWeightsError
 from pixsigma.given import expanded
@@ -61,6 +60,8 @@ def plan_for(
     Raises WeightsError, or InputError for flags that make no sense.
     """
     facts = facts_of(model, text_and_vae, controlnets)
+    if size:
+        check_size(*size, facts.multiple)
     guided = (facts.guidance_scale if guidance is None else guidance) > 1
     width, height = size or facts.default_size
     wished = Wish(
@@ -106,7 +107,7 @@ def sized(
         return request
     height, width = native
     if aspect:
-        height, width = size_for_aspect(max(native), *aspect, lcm(16, multiple))
+        height, width = size_for_aspect(max(native), *aspect, asked_multiple(multiple))
     told = request.model_dump(exclude_none=True) | {"width": width, "height": height}
     return request_from(**told)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pixsigma.buckets import asked_multiple
 from pixsigma.data.manifest import Row, read_bytes
 from pixsigma.data.official import read_moments, read_states
 from pixsigma.data.transforms import (
@@ -61,8 +62,8 @@ class Encoders:
 
     @property
     def multiple(self) -> int:
-        """What sides in pixels must be multiples of: 16, or two of larger latents (a patch)."""
-        return max(16, 2 * self.autoencoder.config.factor)
+        """What sides in pixels must be multiples of, where a patch is two latents."""
+        return asked_multiple(2 * self.autoencoder.config.factor)
 
     def latents(self, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Mean and deviation (B, C, H, W) as the transformer sees latents."""

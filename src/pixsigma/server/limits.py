@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from pixsigma.buckets import check_size
 from pixsigma.errors import BusyError, InputError
 from pixsigma.requests import GenerationRequest
 
@@ -43,8 +44,13 @@ class Limits(BaseModel):
     """Jobs that are over and still known, with their pictures; older ones are deleted."""
 
 
-def check_request(request: GenerationRequest, limits: Limits, native: tuple[int, int]) -> None:
-    """Raise InputError for what this server does not draw; `native` is (height, width)."""
+def check_request(
+    request: GenerationRequest, limits: Limits, native: tuple[int, int], multiple: int
+) -> None:
+    """Raise InputError for what this server does not draw.
+
+    `native` is the model's (height, width), `multiple` what its sides are multiples of.
+    """
     most = {
         "num_inference_steps": (request.num_inference_steps, limits.max_steps),
         "num_images": (request.num_images, limits.max_images),
@@ -61,6 +67,8 @@ def check_request(request: GenerationRequest, limits: Limits, native: tuple[int,
     if request.control:
         raise InputError("this server has no ControlNets: leave control out")
     height, width = drawn_size(request, limits, native)
+    if request.image is None:
+        check_size(width, height, multiple)
     if height * width > limits.max_pixels:
         raise InputError(
             f"this server draws at most {limits.max_pixels:,} pixels a picture, "

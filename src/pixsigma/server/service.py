@@ -155,7 +155,7 @@ class Service:
 
     def _check(self, wanted: JobRequest, pipe: "PixArtSigmaPipeline") -> None:
         request = wanted.request
-        check_request(request, self.limits, pipe.default_size)
+        check_request(request, self.limits, pipe.default_size, pipe.multiple)
         sampler_for(request.sampler, request.eta, request.guidance)
         if wanted.format != "png":
             check_room(wanted.format.upper(), remembered(request), spare=_TOLD_LATER)

@@ -65,10 +65,14 @@ class Source:
     rest_first: bool = False
     """Whether `rest` was asked for, and so goes before what `main` has."""
 
+    @property
+    def order(self) -> tuple[Path | None, Path | None]:
+        """Where a part is looked for, first to last."""
+        return (self.rest, self.main) if self.rest_first else (self.main, self.rest)
+
     def of(self, part: str) -> Path:
         """The folder that has `part/`; the main one where none has it, so that errors tell it."""
-        order = (self.rest, self.main) if self.rest_first else (self.main, self.rest)
-        for folder in order:
+        for folder in self.order:
             if folder is not None and (folder / part).is_dir():
                 return folder
         if self.rest is None and not self.main.is_dir():
@@ -132,7 +136,7 @@ def load_components(
         schedule=schedule,
         variant=told,
         max_tokens=tokens,
-        resolution=opened.config.sample_size * folders.latent_pixels(source.main, source.rest),
+        resolution=opened.config.sample_size * folders.latent_pixels(*source.order),
         name=str(name_or_path),
         guidance_scale=index.folder_guidance(source.main),
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
+from pixsigma.buckets import asked_multiple
 from pixsigma.errors import PixsigmaError
 from pixsigma.images import picture_stem
 from pixsigma.requests import request_from
@@ -84,7 +84,7 @@ class Studio:
     def native(self, model: str) -> Native:
         """What a model draws best."""
         pipe = self.service.pipes[model]
-        return Native(max(pipe.default_size), math.lcm(16, pipe.multiple))
+        return Native(max(pipe.default_size), asked_multiple(pipe.multiple))
 
     def fields(self, wish: Mapping[str, Any]) -> dict[str, Any]:
         """The wish as fields of a request; raises InputError."""

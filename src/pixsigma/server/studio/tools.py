@@ -9,11 +9,14 @@ import gradio as gr
 from pixsigma.errors import InputError
 from pixsigma.server.studio import wishes
 from pixsigma.server.studio.drawing import Scene, Studio
-from pixsigma.server.studio.history import Changes, Chosen, History
+from pixsigma.server.studio.history import Chosen, History
 from pixsigma.server.studio.wiring import DRAWING, QUIET, Widgets, client_of, told_in_words
 
 Show: TypeAlias = Callable[[str, AsyncIterator[Scene]], AsyncIterator[Any]]
 """A job that may still be drawn, and new scenes, to updates of the tab that draws."""
+
+Start: TypeAlias = Callable[[History, Chosen], AsyncIterator[Scene]]
+"""A visitor's history and a picture of it to the scenes of another drawing."""
 
 _SEEN = """async () => {
   const fold = document.querySelector('#begin');
@@ -78,24 +81,21 @@ class Tools:
     ) -> None:
         """Connect the buttons with the form and with the tab that draws."""
 
-        async def again(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
-            async for out in show(job, self.history(request).again(mark)):
-                yield out
-
-        def begun(changes: Changes) -> Callable[..., AsyncIterator[Any]]:
+        def drawing(start: Start) -> Callable[..., AsyncIterator[Any]]:
             async def draw(request: gr.Request, job: str, mark: Chosen) -> AsyncIterator[Any]:
-                async for out in show(job, self.history(request).begun(mark, changes)):
+                async for out in show(job, start(self.history(request), mark)):
                     yield out
 
             return draw
 
-        drawing = {self.again: again}
-        drawing |= {self.vary: begun(wishes.variation), self.enlarge: begun(wishes.enlarged)}
+        changes = {self.vary: wishes.variation, self.enlarge: wishes.enlarged}
         for sides, button in self.extend.items():
-            drawing[button] = begun(partial(wishes.wider, sides=sides))
-        for button, draw in drawing.items():
+            changes[button] = partial(wishes.wider, sides=sides)
+        starts: dict[Any, Start] = {self.again: History.again}
+        starts |= {b: partial(History.begun, changes=change) for b, change in changes.items()}
+        for button, start in starts.items():
             button.click(to_picture, None, tabs, **QUIET)
-            button.click(draw, [job, self.chosen], outputs, **DRAWING)
+            button.click(drawing(start), [job, self.chosen], outputs, **DRAWING)
         # the editor takes a picture once it is seen, so it is unfolded first
         opened = self.use.click(unfolded, None, w["begin"], **QUIET).then(None, js=_SEEN)
         opened.then(self.as_input, self.chosen, [w["canvas"], w["shape"]], **QUIET)

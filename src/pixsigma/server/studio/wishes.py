@@ -231,14 +231,9 @@ def begun_fields(
     fields: Mapping[str, Any], picture: Image.Image, loras: Mapping[str, Path], **changes: Any
 ) -> dict[str, Any]:
     """A request that begins from this picture, with the words that drew it and with `changes`."""
-    begun: dict[str, Any] = {
-        "image": as_data(picture),
-        "strength": None,
-        "mask": None,
-        "extend": None,
-    }
-    begun |= {"inpaint_crop": False, "two_pass": False, "tiled": False, "fast": False}
-    return again_fields(fields, loras) | begun | {"width": None, "height": None} | changes
+    none = dict.fromkeys(("strength", "mask", "extend", "width", "height"))
+    off = dict.fromkeys(("inpaint_crop", "two_pass", "tiled"), False)
+    return again_fields(fields, loras) | none | off | {"image": as_data(picture)} | changes
 
 
 def variation(_: tuple[int, int]) -> dict[str, Any]:
@@ -248,7 +243,7 @@ def variation(_: tuple[int, int]) -> dict[str, Any]:
 
 def enlarged(size: tuple[int, int]) -> dict[str, Any]:
     """What makes a picture of (width, height) twice as wide and high, refined in tiles."""
-    return {"width": 2 * size[0], "height": 2 * size[1], "tiled": True}
+    return {"width": 2 * size[0], "height": 2 * size[1], "tiled": True, "fast": False}
 
 
 def wider(size: tuple[int, int], sides: Sequence[str]) -> dict[str, Any]:
